@@ -1,0 +1,1 @@
+"""Configuration: the typed schema, its rules and YAML groups, and arithmetic on them. Imports neither torch nor Ray."""

@@ -1,0 +1,213 @@
+"""The typed schema of a run: one dataclass a config group, all values with their units.
+
+A group is a decision (``model=small``, ``sequence=token_ring``); the YAML files beside this module hold its options
+and the dataclasses hold types and defaults. Strings stand for choices whose legal values are listed in ``CHOICES``;
+rules over several fields are in ``conf.rules``.
+"""
+
+from dataclasses import dataclass, field
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "data.source": ("python_docs", "debian_docs", "path"),
+    "data.format": ("auto", "text", "jsonl", "parquet"),
+    "data.attention": ("context", "document"),
+    "order.kind": ("in_context", "random"),
+    "sharding.kind": ("ddp", "fsdp"),
+    "sequence.strategy": ("local", "ring", "token_ring"),
+    "sequence.layout": ("contiguous", "zigzag"),
+    "trainer.precision": ("fp32", "bf16"),
+    "trainer.recompute": ("none", "full"),
+    "cluster.placement": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
+    "tracker.wandb": ("disabled", "offline", "online"),
+    "export.dtype": ("fp32", "bf16"),
+}
+
+
+@dataclass
+class ModelConfig:
+    """A decoder of the Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+
+    dim: int = 256
+    layers: int = 4
+    heads: int = 8
+    kv_heads: int = 4
+    head_dim: int = 0  # 0: dim / heads
+    ffn_dim: int = 0  # 0: 8/3 of dim, rounded up to a multiple of 64
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+    init_std: float = 0.02
+
+
+@dataclass
+class DataConfig:
+    """The corpus, where its stages live, and how windows are cut from it."""
+
+    name: str = "python_docs"
+    source: str = "python_docs"
+    path: str = ""  # file, folder or glob of the user's own corpus; needs source=path
+    dir: str = "runs/data/${data.name}"
+    format: str = "auto"
+    text_field: str = "text"
+    id_field: str = "id"
+    limit: int = 0  # documents read, 0: all
+    shard_documents: int = 1000  # documents in one unit of work
+    context: int = 512  # tokens in one training window
+    attention: str = "context"  # a token sees its window (context) or only its own document
+    tokenizer: str = ""  # folder or tokenizer.json to load; empty: train one on the corpus
+    vocab_size: int = 4096  # of a trained tokenizer
+    eval_fraction: float = 0.02  # share of the windows held out for evaluation
+    overwrite: bool = False  # remove stage outputs that were made with other settings
+
+
+@dataclass
+class CurationConfig:
+    """Language-independent quality rules; 0 switches a rule off."""
+
+    min_chars: int = 200
+    max_chars: int = 1_000_000
+    max_line_chars: int = 100_000
+    min_letter_fraction: float = 0.4  # of the characters that are not white space
+    max_repeated_line_fraction: float = 0.5  # characters in lines seen before in the same document
+    max_replacement_fraction: float = 0.01  # U+FFFD and control characters: a sign of a wrong encoding
+    deduplicate: bool = True  # drop all but the first of documents with equal normalised text
+
+
+@dataclass
+class OrderConfig:
+    """The order in which documents are written into windows."""
+
+    kind: str = "in_context"
+    neighbours: int = 20  # k of the neighbour graph
+    dimensions: int = 256  # of a document's embedding
+    features: int = 262_144  # buckets of the hashed TF-IDF
+
+
+@dataclass
+class ShardingConfig:
+    """Data parallelism; the ranks that sequence parallelism leaves over are spread over these axes."""
+
+    kind: str = "ddp"
+    dp_replicate: int = 0  # 0: what is left over (ddp), or 1 (fsdp)
+    dp_shard: int = 0  # 0: what is left over (fsdp), or 1 (ddp)
+
+
+@dataclass
+class SequenceConfig:
+    """Sequence (context) parallelism."""
+
+    strategy: str = "token_ring"
+    layout: str = "zigzag"
+    degree: int = 0  # ranks that share one sequence; 0: all ranks (1 for local)
+
+
+@dataclass
+class TrainerConfig:
+    """The training loop."""
+
+    steps: int = 200
+    batch: int = 8  # windows in one optimizer step, over all ranks
+    micro_batch: int = 8  # windows in one forward pass of one data-parallel rank
+    lr: float = 3e-3
+    min_lr_fraction: float = 0.1
+    warmup_steps: int = 20
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0  # global gradient norm; 0: off
+    precision: str = "fp32"
+    recompute: str = "none"  # activation checkpointing of each block
+    checkpoint_every: int = 50  # steps
+    keep_checkpoints: int = 2
+    eval_every: int = 50  # steps; 0: never
+    eval_windows: int = 16
+    log_every: int = 10  # steps between console lines; the JSONL record has every step
+    init_from: str = ""  # Hugging Face folder to start from
+    collective_timeout_sec: float = 60.0
+
+
+@dataclass
+class ClusterConfig:
+    """The Ray cluster and the gang of ranks on it."""
+
+    address: str = ""  # of a running cluster; empty: a local one is started and stopped
+    ranks: int = 1
+    cpus_per_rank: float = 1.0
+    gpus_per_rank: float = 0.0
+    threads_per_rank: int = 0  # intra-op threads; 0: cpus_per_rank
+    placement: str = "PACK"
+    start_timeout_sec: float = 180.0
+    max_restarts: int = 3
+    workers: int = 0  # actors of a data stage; 0: one a CPU
+    object_store_mb: int = 256  # of a local cluster
+
+
+@dataclass
+class TrackerConfig:
+    """Where metrics go besides the console and metrics.jsonl."""
+
+    wandb: str = "disabled"
+    project: str = "sundog"
+    entity: str = ""
+    group: str = ""
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ExportConfig:
+    """A checkpoint as a Hugging Face folder."""
+
+    dir: str = "${run_dir}/hf"
+    step: int = 0  # 0: the newest complete checkpoint
+    dtype: str = "fp32"
+
+
+@dataclass
+class GenerateConfig:
+    """Continuation of a prompt."""
+
+    model: str = "${export.dir}"  # Hugging Face folder
+    max_tokens: int = 64
+    temperature: float = 0.8  # 0: greedy
+    top_p: float = 0.95
+    seed: int = 0
+
+
+@dataclass
+class ServeConfig:
+    """The HTTP server. A bearer token is read from the environment variable SUNDOG_API_TOKEN."""
+
+    model: str = "${export.dir}"
+    model_name: str = "${name}"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    replicas: int = 1
+    max_concurrent: int = 8  # requests that a replica works on at once
+    max_queue: int = 64  # requests that wait; more are answered 429
+    max_body_bytes: int = 4_000_000
+    max_tokens: int = 1024  # the most that one request may ask for
+
+
+@dataclass
+class RunConfig:
+    """Everything that a command needs to know."""
+
+    name: str = "run"
+    run_dir: str = "runs/${name}"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    curation: CurationConfig = field(default_factory=CurationConfig)
+    order: OrderConfig = field(default_factory=OrderConfig)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+
+
+GROUPS = ("model", "data", "curation", "order", "sharding", "sequence", "trainer", "cluster", "tracker")
+OVERLAYS = ("experiment", "debug")
