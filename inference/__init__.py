@@ -1,0 +1,1 @@
+"""Text generation: sampling, the engine and the OpenAI-compatible server."""

@@ -1,0 +1,1 @@
+"""Decoder-only language models as plain torch modules, and their Hugging Face form."""
