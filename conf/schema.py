@@ -107,7 +107,9 @@ class TrainerConfig:
 
     steps: int = 200
     batch: int = 8  # windows in one optimizer step, over all ranks
-    micro_batch: int = 8  # windows in one forward pass of one data-parallel rank
+    micro_batch: int = (
+        0  # windows in one forward pass of one data-parallel rank; 0: the rank's whole share of the batch
+    )
     lr: float = 3e-3
     min_lr_fraction: float = 0.1
     warmup_steps: int = 20

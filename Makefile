@@ -1,0 +1,31 @@
+# make demo and make test need nothing but Python 3.11+, git and make; the rest of the set-up is theirs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt --editable '.[serve,wandb,test]'
+	touch $@
+
+demo: setup
+	$(BIN)/sundog demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --warnings
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest
+
+bench: setup
+	for file in benchmarks/*.py; do $(BIN)/python -m $$(echo $${file%.py} | tr / .) || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,115 @@
+"""What a run costs, from its config alone: parameters, FLOPs, memory, traffic, horizon. Arithmetic only."""
+
+from dataclasses import dataclass
+
+from conf.rules import mesh_sizes, micro_batch
+from conf.schema import ModelConfig, RunConfig
+
+
+def ffn_width(model: ModelConfig) -> int:
+    """Hidden width of SwiGLU: as given, or 8/3 of the model's width rounded up to a multiple of 64."""
+    return model.ffn_dim or -(-(8 * model.dim // 3) // 64) * 64
+
+
+def parameter_count(model: ModelConfig, vocab_size: int) -> int:
+    """Parameters of the decoder, embedding and head included (once when tied)."""
+    head_dim = model.head_dim or model.dim // model.heads
+    attention = 2 * model.dim * head_dim * (model.heads + model.kv_heads)
+    block = attention + 3 * model.dim * ffn_width(model) + 2 * model.dim
+    embeddings = vocab_size * model.dim * (1 if model.tie_embeddings else 2)
+    return model.layers * block + embeddings + model.dim
+
+
+def flops_per_token(model: ModelConfig, vocab_size: int, context: int) -> tuple[int, int]:
+    """Training FLOPs (forward and backward) of one token: (all, of which causal attention).
+
+    Six FLOPs a matrix parameter, and 12 * head width * mean visible keys a head for scores and values (causal: half
+    the context), as in PaLM, appendix B. The embedding lookup is no matrix product; the head is, tied or not.
+    """
+    head_dim = model.head_dim or model.dim // model.heads
+    matrices = parameter_count(model, vocab_size) - (0 if model.tie_embeddings else vocab_size * model.dim)
+    attention = 12 * model.layers * model.heads * head_dim * (context // 2)
+    return 6 * matrices + attention, attention
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank."""
+
+    state: int  # parameters, gradients and the two AdamW moments
+    activations: int
+    buffers: int  # of sequence parallelism
+
+    @property
+    def total(self) -> int:
+        return self.state + self.activations + self.buffers
+
+
+def memory_per_rank(config: RunConfig, vocab_size: int) -> Memory:
+    """Predict the peak of tensor memory of one rank, in bytes.
+
+    State is 16 bytes a parameter (fp32 parameter, gradient, two moments), divided over ``dp_shard x cp`` by fsdp.
+    Activations per token and layer: what autograd saves of a Llama block (its inputs, both norms' outputs, q, k, v,
+    attention output, gate, up, their product), or the block's input alone when recomputed; plus one fp32 logit chunk.
+    """
+    mesh, model, trainer = mesh_sizes(config), config.model, config.trainer
+    width = 2 if trainer.precision == "bf16" else 4
+    head_dim = model.head_dim or model.dim // model.heads
+    shards = mesh.dp_shard * mesh.cp if config.sharding.kind == "fsdp" else 1
+    state = 16 * parameter_count(model, vocab_size) // shards
+    tokens = micro_batch(config) * config.data.context // mesh.cp
+    qkv = head_dim * (model.heads + 2 * model.kv_heads)
+    block = 4 * model.dim + qkv + 2 * head_dim * model.heads + 4 * ffn_width(model)
+    saved = model.layers * model.dim + block if trainer.recompute == "full" else model.layers * block
+    activations = tokens * (saved * width + 3 * 4 * vocab_size)
+    return Memory(state, activations, ring_buffer_bytes(config))
+
+
+def ring_buffer_bytes(config: RunConfig) -> int:
+    """Bytes in flight of sequence parallelism on one rank: two blocks each way, whatever the number of ranks."""
+    mesh, model = mesh_sizes(config), config.model
+    if mesh.cp == 1:
+        return 0
+    width = 2 if config.trainer.precision == "bf16" else 4
+    head_dim = model.head_dim or model.dim // model.heads
+    tokens = micro_batch(config) * config.data.context // mesh.cp
+    if config.sequence.strategy == "ring":
+        return tokens * 2 * model.kv_heads * head_dim * (2 * width + 2 * 4)
+    return tokens * model.heads * (head_dim * (4 * width + 2 * 4) + 4 * 4)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one rank sends in one layer, forward and backward: on its busiest directed link in one ring step, and
+    in all ring steps together."""
+
+    forward_step: int
+    backward_step: int
+    forward: int
+    backward: int
+
+
+def ring_traffic(config: RunConfig) -> Traffic:
+    """Sequence-parallel traffic of one layer and one micro batch.
+
+    TokenRing sends queries one way and partial outputs the other; backward it sends q, dO and two rows of fp32
+    statistics one way and fp32 dq the other. The ring sends keys and values, and backward their fp32 gradients as well
+    (Sundog's docs/sequence_parallelism.md has the table). Upper bounds: the zigzag layout trims some of it.
+    """
+    mesh, model = mesh_sizes(config), config.model
+    n = mesh.cp
+    if n == 1:
+        return Traffic(0, 0, 0, 0)
+    width = 2 if config.trainer.precision == "bf16" else 4
+    head_dim = model.head_dim or model.dim // model.heads
+    tokens = micro_batch(config) * config.data.context // n
+    if config.sequence.strategy == "ring":
+        kv = tokens * 2 * model.kv_heads * head_dim * width
+        dkv = tokens * 2 * model.kv_heads * head_dim * 4
+        return Traffic(kv, kv + dkv, (n - 1) * kv, (n - 1) * (kv + dkv))
+    q = tokens * model.heads * head_dim * width
+    lse = tokens * model.heads * 4
+    dq = tokens * model.heads * head_dim * 4
+    out = q + lse
+    bundle = 2 * q + 2 * lse
+    return Traffic(max(q, out), max(bundle, dq), (n - 1) * (q + out), (n - 1) * (bundle + dq))

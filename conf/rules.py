@@ -1,0 +1,295 @@
+"""Rules that a composed config must keep: choices, ranges, and what must fit together. No value is ever adjusted."""
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+
+from conf.errors import ConfigError
+from conf.schema import CHOICES, RunConfig
+
+
+@dataclass(frozen=True)
+class MeshSizes:
+    """Ranks along each mesh axis; ``cp`` is context (sequence) parallelism and varies fastest."""
+
+    dp_replicate: int
+    dp_shard: int
+    cp: int
+
+    @property
+    def dp(self) -> int:
+        """Ranks (or groups of ``cp`` ranks) that read different windows."""
+        return self.dp_replicate * self.dp_shard
+
+    @property
+    def ranks(self) -> int:
+        return self.dp * self.cp
+
+
+def mesh_sizes(config: RunConfig) -> MeshSizes:
+    """Resolve the zeros of ``sharding`` and ``sequence`` against ``cluster.ranks``.
+
+    ``sequence.degree=0`` means all ranks that an explicit data parallelism leaves (1 for ``local``); what is left then
+    goes to ``dp_replicate`` under ddp and to ``dp_shard`` under fsdp.
+
+    Raises:
+        ConfigError: the product of the axes is not the number of ranks.
+    """
+    ranks, sharding = config.cluster.ranks, config.sharding
+    explicit_dp = max(sharding.dp_replicate, 1) * max(sharding.dp_shard, 1)
+    cp = config.sequence.degree
+    if cp == 0:
+        cp = 1 if config.sequence.strategy == "local" else max(ranks // explicit_dp, 1)
+    if config.sequence.strategy == "local" and cp != 1:
+        raise ConfigError(
+            "sequence.degree",
+            cp,
+            "sequence=local keeps a whole sequence on one rank",
+            "sequence.degree=1, or sequence=token_ring",
+        )
+    if ranks % cp != 0:
+        divisors = [d for d in range(1, ranks + 1) if ranks % d == 0]
+        raise ConfigError(
+            "sequence.degree", cp, f"it must divide cluster.ranks = {ranks}", f"sequence.degree= one of {divisors}"
+        )
+    rest = ranks // cp
+    replicate, shard = sharding.dp_replicate, sharding.dp_shard
+    if sharding.kind == "ddp":
+        shard = shard or 1
+        if shard != 1:
+            raise ConfigError("sharding.dp_shard", shard, "ddp keeps whole parameters on every rank", "sharding=fsdp")
+        replicate = replicate or rest
+    else:
+        replicate = replicate or (rest // shard if shard else 1)
+        shard = shard or rest // max(replicate, 1)
+    if replicate * shard * cp != ranks:
+        raise ConfigError(
+            "cluster.ranks",
+            ranks,
+            f"dp_replicate ({replicate}) x dp_shard ({shard}) x cp ({cp}) must equal the number of ranks",
+            "set the sizes you do not care about to 0, or change cluster.ranks",
+        )
+    return MeshSizes(replicate, shard, cp)
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Return "did you mean ...?" for the closest of ``names``, or an empty string."""
+    found = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    return f"did you mean {' or '.join(found)}?" if found else ""
+
+
+def lookup(config: object, key: str) -> object:
+    """Return the value behind a dotted key."""
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _choices(config: RunConfig) -> None:
+    for key, legal in CHOICES.items():
+        value = lookup(config, key)
+        if value not in legal:
+            hint = nearest(str(value), legal)
+            raise ConfigError(key, value, f"one of {', '.join(legal)}", hint or f"{key}={legal[0]}")
+
+
+_POSITIVE = [
+    "model.dim",
+    "model.layers",
+    "model.heads",
+    "model.kv_heads",
+    "model.rope_theta",
+    "model.norm_eps",
+    "data.context",
+    "data.vocab_size",
+    "data.shard_documents",
+    "order.neighbours",
+    "order.dimensions",
+    "order.features",
+    "trainer.steps",
+    "trainer.batch",
+    "trainer.lr",
+    "trainer.checkpoint_every",
+    "trainer.keep_checkpoints",
+    "trainer.eval_windows",
+    "trainer.log_every",
+    "trainer.collective_timeout_sec",
+    "cluster.ranks",
+    "cluster.start_timeout_sec",
+    "cluster.object_store_mb",
+    "generate.max_tokens",
+    "serve.replicas",
+    "serve.max_concurrent",
+    "serve.max_queue",
+    "serve.max_body_bytes",
+    "serve.max_tokens",
+]
+_NOT_NEGATIVE = [
+    "seed",
+    "model.head_dim",
+    "model.ffn_dim",
+    "model.init_std",
+    "data.limit",
+    "curation.min_chars",
+    "curation.max_chars",
+    "curation.max_line_chars",
+    "sharding.dp_replicate",
+    "sharding.dp_shard",
+    "sequence.degree",
+    "trainer.micro_batch",
+    "trainer.warmup_steps",
+    "trainer.weight_decay",
+    "trainer.clip",
+    "trainer.eval_every",
+    "cluster.cpus_per_rank",
+    "cluster.gpus_per_rank",
+    "cluster.threads_per_rank",
+    "cluster.max_restarts",
+    "cluster.workers",
+    "export.step",
+    "generate.temperature",
+    "generate.seed",
+]
+_FRACTIONS = [
+    "data.eval_fraction",
+    "curation.min_letter_fraction",
+    "curation.max_repeated_line_fraction",
+    "curation.max_replacement_fraction",
+    "trainer.min_lr_fraction",
+    "trainer.beta1",
+    "trainer.beta2",
+    "generate.top_p",
+]
+
+
+def _ranges(config: RunConfig) -> None:
+    bounds: list[tuple[list[str], Callable[[float], bool], str]] = [
+        (_POSITIVE, lambda x: x > 0, "it must be greater than 0"),
+        (_NOT_NEGATIVE, lambda x: x >= 0, "it must not be negative"),
+        (_FRACTIONS, lambda x: 0 <= x <= 1, "it is a fraction between 0 and 1"),
+    ]
+    default = RunConfig()
+    for keys, holds, rule in bounds:
+        for key in keys:
+            value = lookup(config, key)
+            assert isinstance(value, (int, float)), f"{key} is in a table of numbers but is {type(value).__name__}"
+            if not math.isfinite(value) or not holds(value):
+                raise ConfigError(key, value, rule, f"{key}={lookup(default, key)} is the default")
+    if not 0 < config.serve.port < 65536:
+        raise ConfigError("serve.port", config.serve.port, "a TCP port from 1 to 65535", "serve.port=8000")
+
+
+def _model(config: RunConfig) -> None:
+    model = config.model
+    if model.heads % model.kv_heads != 0:
+        raise ConfigError(
+            "model.kv_heads",
+            model.kv_heads,
+            f"it must divide model.heads = {model.heads}",
+            f"model.kv_heads={math.gcd(model.heads, model.kv_heads)}",
+        )
+    if model.head_dim == 0 and model.dim % model.heads != 0:
+        raise ConfigError(
+            "model.heads", model.heads, f"it must divide model.dim = {model.dim}", "set model.head_dim, or other heads"
+        )
+    head_dim = model.head_dim or model.dim // model.heads
+    if head_dim % 2 != 0:
+        raise ConfigError(
+            "model.head_dim", head_dim, "rotary positions need an even width", f"model.head_dim={head_dim + 1}"
+        )
+
+
+def _sequence(config: RunConfig) -> None:
+    cp = mesh_sizes(config).cp
+    chunks = 2 * cp if config.sequence.layout == "zigzag" and cp > 1 else cp
+    if config.data.context % chunks != 0:
+        below = config.data.context // chunks * chunks
+        raise ConfigError(
+            "data.context",
+            config.data.context,
+            f"{cp} ranks share a sequence, so the {config.sequence.layout} layout needs a multiple of {chunks}",
+            f"data.context={below or chunks} or {below + chunks}, or another sequence.degree",
+        )
+
+
+def micro_batch(config: RunConfig) -> int:
+    """Return the windows in one forward pass of one data-parallel rank.
+
+    Raises:
+        ConfigError: the ranks and their micro batches do not divide ``trainer.batch``.
+    """
+    trainer, dp = config.trainer, mesh_sizes(config).dp
+    if trainer.batch % dp != 0:
+        raise ConfigError(
+            "trainer.batch",
+            trainer.batch,
+            f"each of {dp} data-parallel ranks takes an equal share",
+            f"trainer.batch={-(-trainer.batch // dp) * dp}",
+        )
+    share = trainer.batch // dp
+    micro = trainer.micro_batch or share
+    if share % micro != 0:
+        fits = [m for m in range(1, share + 1) if share % m == 0]
+        raise ConfigError(
+            "trainer.micro_batch", micro, f"it must divide a rank's share of the batch, {share}", f"one of {fits}, or 0"
+        )
+    return micro
+
+
+def _batch(config: RunConfig) -> None:
+    micro_batch(config)
+    trainer = config.trainer
+    if trainer.warmup_steps > trainer.steps:
+        raise ConfigError(
+            "trainer.warmup_steps",
+            trainer.warmup_steps,
+            f"warmup must end within trainer.steps = {trainer.steps}",
+            f"trainer.warmup_steps={trainer.steps // 10}",
+        )
+
+
+def _corpus(config: RunConfig) -> None:
+    data = config.data
+    if data.source == "path" and not data.path:
+        raise ConfigError(
+            "data.path", "(empty)", "data.source=path reads your own corpus", "data.path=FILE, FOLDER or GLOB"
+        )
+    if data.source != "path" and data.path:
+        raise ConfigError(
+            "data.path", data.path, f"it is read only with data=path, but data.source is {data.source}", "add data=path"
+        )
+    if data.context < 2:
+        raise ConfigError("data.context", data.context, "a window predicts at least one token", "data.context=512")
+    if data.vocab_size < 260 and not data.tokenizer:
+        raise ConfigError(
+            "data.vocab_size",
+            data.vocab_size,
+            "256 bytes and the special tokens need at least 260",
+            "data.vocab_size=4096",
+        )
+
+
+def _paths(config: RunConfig) -> None:
+    for key in ("name", "run_dir", "data.name", "data.dir"):
+        if not str(lookup(config, key)):
+            raise ConfigError(key, "(empty)", "it names a folder", f"{key}=...")
+    if Path(config.run_dir).resolve() == Path(config.data.dir).resolve():
+        raise ConfigError("run_dir", config.run_dir, "a run and its data need folders of their own", "another run_dir")
+
+
+def check(config: RunConfig) -> RunConfig:
+    """Return ``config`` unchanged, or raise the first ConfigError that it deserves."""
+    for rule in (_choices, _ranges, _paths, _corpus, _model, _sequence, _batch):
+        rule(config)
+    return config
+
+
+def flat_keys(config: object, prefix: str = "") -> list[str]:
+    """Return the dotted names of all leaf fields of a dataclass tree."""
+    keys = []
+    for item in fields(config):  # pyright: ignore[reportArgumentType]
+        value = getattr(config, item.name)
+        keys += flat_keys(value, f"{prefix}{item.name}.") if is_dataclass(value) else [prefix + item.name]
+    return keys

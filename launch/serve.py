@@ -1,0 +1,40 @@
+"""``sundog serve``: an exported model behind the OpenAI API, on Ray Serve, until a signal stops it."""
+
+import threading
+from pathlib import Path
+
+from cluster.connection import connect
+from cluster.serving import serving
+
+from conf.errors import EXIT_DONE, DataError
+from conf.schema import RunConfig
+from launch.train import stop_requests
+
+APP = "inference.server:build_app"
+STOP_POLL_SEC = 0.2
+
+
+def check_model(folder: str) -> None:
+    """Refuse a folder that holds no model before Ray starts."""
+    if not (Path(folder) / "config.json").exists():
+        raise DataError(
+            "serve.model",
+            folder,
+            "a Hugging Face folder with config.json and safetensors",
+            "sundog export, or serve.model=FOLDER",
+        )
+
+
+def main(name: str, config: RunConfig) -> int:
+    check_model(config.serve.model)
+    with stop_requests() as stops, connect(config.cluster), serving(config.serve, APP) as url:
+        print(f"serving {config.serve.model_name} at {url}/v1  (Ctrl-C stops)")
+        print(f"try:    curl {url}/v1/completions -H 'content-type: application/json' \\")
+        print(
+            f'          -d \'{{"model": "{config.serve.model_name}", "prompt": "def ", "max_tokens": 32}}\'', flush=True
+        )
+        waiter = threading.Event()
+        while not stops:
+            waiter.wait(STOP_POLL_SEC)
+    print("stopped")
+    return EXIT_DONE

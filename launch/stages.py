@@ -1,0 +1,70 @@
+"""``sundog curate``, ``order`` and ``pack``: one data stage each, run on Ray Data."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from cluster.connection import connect
+from cluster.pipeline import run_units
+from data.curate import curate
+from data.order import order
+from data.pack import pack
+
+from conf.schema import RunConfig
+from data.manifest import Manifest
+from launch.progress import format_seconds, progress
+
+STAGES: dict[str, Callable[..., Manifest]] = {"curate": curate, "order": order, "pack": pack}
+
+
+def run_stage(name: str, config: RunConfig) -> tuple[Manifest, float]:
+    """Run one stage on the connected (or a local) Ray cluster; return its manifest and the seconds it took.
+
+    Ray starts when the first unit of work is due, so a finished stage answers without it.
+    """
+    start = time.monotonic()
+    with ExitStack() as stack:
+        connected: list[Any] = []
+
+        def execute(label: str, function: str, units: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            if not connected:
+                connected.append(stack.enter_context(connect(config.cluster)))
+            return run_units(config.cluster, label, function, units, progress(label))
+
+        manifest = STAGES[name](config, execute)
+    return manifest, time.monotonic() - start
+
+
+def describe(name: str, manifest: Manifest) -> str:
+    """Return the figures of a stage as one line."""
+    figures = manifest.figures
+    if name == "curate":
+        dropped = sum(figures["dropped"].values())
+        return f"{figures['documents_read']:,} documents -> {figures['kept']:,} kept, {dropped:,} dropped"
+    if name == "order":
+        return (
+            f"{figures['documents']:,} documents, similarity of neighbours in the order "
+            f"{figures['adjacent_similarity']:.2f} (random order: {figures['random_similarity']:.2f})"
+        )
+    return (
+        f"{figures['windows']:,} windows of {manifest.config['context']} tokens, vocabulary {figures['vocab_size']:,}, "
+        f"{figures['padding_fraction']:.1%} padding"
+    )
+
+
+def drop_table(manifest: Manifest) -> str:
+    """Return why documents were dropped, most frequent reason first."""
+    dropped: dict[str, int] = manifest.figures["dropped"]
+    rows = sorted(dropped.items(), key=lambda row: (-row[1], row[0]))
+    return "\n".join(f"  {count:>9,}  {reason}" for reason, count in rows if count)
+
+
+def main(name: str, config: RunConfig) -> int:
+    manifest, seconds = run_stage(name, config)
+    if manifest.reused:
+        print(f"{name}: nothing to do, {manifest.folder} is complete ({manifest.fingerprint[:12]})")
+    print(f"{name}: {describe(name, manifest)}  [{format_seconds(seconds)}]")
+    if name == "curate" and (table := drop_table(manifest)):
+        print(f"dropped, by reason:\n{table}")
+    return 0

@@ -1,0 +1,31 @@
+"""``sundog submit COMMAND ...``: any other command as a Ray job, its log streamed, its exit code returned."""
+
+import argparse
+from pathlib import Path
+
+from conf.errors import ConfigError
+from conf.rules import nearest
+from conf.schema import ClusterConfig
+
+
+def main(name: str, arguments: list[str]) -> int:
+    from launch.__main__ import COMMANDS
+
+    parser = argparse.ArgumentParser(prog="sundog submit", description="Run a Sundog command as a Ray job.")
+    parser.add_argument(
+        "--address", default="", help="of a Ray cluster's job server (http://HOST:8265); default: a local one"
+    )
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="the command and its overrides")
+    options = parser.parse_args(arguments)
+    runnable = [command for command in COMMANDS if command != name]
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command or command[0] not in runnable:
+        given = command[0] if command else "(none)"
+        raise ConfigError("command", given, f"one of {', '.join(runnable)}", nearest(given, runnable))
+
+    # Ray loads here, after the mistakes that can be answered without it.
+    from cluster.jobs import command_line, submit
+
+    config = ClusterConfig(address=options.address)
+    print(f"the same by hand: {command_line(command, config, working_dir=Path.cwd())}", flush=True)
+    return submit(command, config, working_dir=Path.cwd(), on_line=lambda line: print(line, flush=True))

@@ -1,0 +1,102 @@
+"""``sundog train``: supervise a gang of ranks from the newest checkpoint to the last step."""
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from cluster.connection import connect
+from cluster.supervisor import supervise
+
+from conf.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, SundogError
+from conf.rules import mesh_sizes
+from conf.schema import RunConfig
+from data.files import write_atomic
+from data.manifest import read_manifest
+from data.shards import open_shards
+from data.stages import stage_folders
+from launch.lock import exclusive
+from launch.plan import describe_mesh, describe_model
+from launch.preflight import dump
+from trainers.console import Console
+
+RANK_FUNCTION = "trainers.pretrain:run"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Collect stop signals in a list instead of dying of them: ranks stop at a step's end, with a checkpoint."""
+    received: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+
+    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def prepare(config: RunConfig) -> None:
+    """Write the run's config and the lineage of its data into the run folder; fail early when the data is not there."""
+    folders, run_dir = stage_folders(config), Path(config.run_dir)
+    shards = open_shards(folders.packed)
+    lineage = {}
+    for stage in ("curated", "ordered", "packed"):
+        folder = getattr(folders, stage)
+        if (folder / "manifest.json").exists():
+            lineage[stage] = asdict(read_manifest(folder))
+    write_atomic(run_dir / "config.yaml", dump(config))
+    write_atomic(run_dir / "lineage.json", json.dumps(lineage, indent=1, default=str))
+    print(f"model  {describe_model(config, shards.vocab_size)}")
+    print(f"mesh   {describe_mesh(config)}")
+    print(f"data   {len(shards):,} windows of {shards.context} tokens from {folders.packed}")
+    print(f"run    {run_dir}", flush=True)
+
+
+def write_status(config: RunConfig, state: str, **facts: Any) -> None:
+    """Record the state of the run where other programs can read it."""
+    status = {"state": state, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time(), **facts}
+    write_atomic(Path(config.run_dir) / "status.json", json.dumps(status))
+
+
+def train(config: RunConfig) -> dict[str, Any]:
+    """Train to the last step or to a stop request; return what rank 0 returned.
+
+    Raises:
+        SundogError: what a rank or the cluster raised, after ``status.json`` has recorded it.
+    """
+    with exclusive(Path(config.run_dir)), stop_requests() as stops:
+        prepare(config)
+        console = Console(config.trainer.steps, config.trainer.log_every)
+        write_status(config, "running")
+        try:
+            with connect(config.cluster):
+                result = supervise(config, RANK_FUNCTION, on_event=console.show, stop=lambda: len(stops))
+        except BaseException as error:
+            code = error.exit_code if isinstance(error, SundogError) else EXIT_BUG
+            write_status(config, "failed", exit_code=code, error=str(error))
+            raise
+        code = EXIT_STOPPED if result["status"] == "stopped" else EXIT_DONE
+        write_status(config, result["status"], exit_code=code, step=result["step"])
+        return result
+
+
+def main(name: str, config: RunConfig) -> int:
+    mesh_sizes(config)
+    result = train(config)
+    if result["status"] == "stopped":
+        print(f"stopped at step {result['step']}, checkpoint written; the same command goes on from there")
+        return EXIT_STOPPED
+    print(f"done: step {result['step']}, loss {result['loss']:.3f}; plots: sundog report {config.run_dir}")
+    return EXIT_DONE

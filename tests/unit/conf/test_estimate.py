@@ -1,0 +1,62 @@
+"""Estimates against independent counts."""
+
+import pytest
+
+from conf.estimate import flops_per_token, memory_per_rank, parameter_count, ring_buffer_bytes, ring_traffic
+from conf.schema import ModelConfig, RunConfig
+
+
+def test_parameter_count_of_llama_3_2_1b() -> None:
+    """Meta publishes 1.23 B parameters; the exact count of the released weights is 1,235,814,400."""
+    model = ModelConfig(dim=2048, layers=16, heads=32, kv_heads=8, head_dim=64, ffn_dim=8192)
+    assert parameter_count(model, 128_256) == 1_235_814_400
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameter_count_adds_up_by_hand(tied: bool) -> None:
+    model = ModelConfig(dim=8, layers=2, heads=2, kv_heads=1, ffn_dim=16, tie_embeddings=tied)
+    block = 8 * 8 + 8 * 4 + 8 * 4 + 8 * 8 + 3 * 8 * 16 + 2 * 8
+    assert parameter_count(model, 100) == 2 * block + 8 + 100 * 8 * (1 if tied else 2)
+
+
+def test_flops_are_six_a_matrix_parameter_plus_attention() -> None:
+    model = ModelConfig(dim=8, layers=2, heads=2, kv_heads=1, ffn_dim=16)
+    total, attention = flops_per_token(model, 100, 64)
+    assert attention == 12 * 2 * 8 * 32
+    assert total == 6 * parameter_count(model, 100) + attention
+
+
+def test_fsdp_divides_the_state_and_not_the_activations() -> None:
+    config = RunConfig()
+    config.cluster.ranks, config.sequence.degree = 8, 2
+    whole = memory_per_rank(config, 4096)
+    config.sharding.kind = "fsdp"
+    spread = memory_per_rank(config, 4096)
+    assert spread.state == whole.state // 8
+    assert spread.activations == whole.activations
+
+
+def test_traffic_follows_the_volume_table() -> None:
+    config = RunConfig()
+    config.cluster.ranks = 4
+    config.data.context, config.trainer.micro_batch, config.trainer.batch = 1024, 1, 1
+    q = 256 * 8 * 32 * 4
+    token_ring = ring_traffic(config)
+    assert token_ring.forward == 3 * (q + q + 256 * 8 * 4)
+    assert token_ring.backward == 3 * (2 * q + 2 * 256 * 8 * 4 + q)
+    config.sequence.strategy = "ring"
+    ring = ring_traffic(config)
+    assert ring.forward == 3 * q  # half the heads in keys, twice for values
+    assert ring.backward == 3 * 2 * q
+
+
+def test_buffers_do_not_grow_with_the_ranks_at_equal_shards() -> None:
+    def buffers(ranks: int) -> int:
+        config = RunConfig()
+        config.cluster.ranks, config.data.context = ranks, 256 * ranks
+        return ring_buffer_bytes(config)
+
+    assert buffers(2) == buffers(4) == buffers(8)
+    config = RunConfig()
+    config.cluster.ranks = 1
+    assert ring_buffer_bytes(config) == 0

@@ -1,0 +1,124 @@
+"""Rules over several fields: mesh sizes, layouts, batches, and that every shipped YAML composes."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conf.errors import ConfigError
+from conf.rules import check, flat_keys, lookup, mesh_sizes
+from conf.schema import CHOICES, RunConfig
+
+
+def config(**values: object) -> RunConfig:
+    made = RunConfig()
+    for key, value in values.items():
+        *path, leaf = key.split("__")
+        node: object = made
+        for part in path:
+            node = getattr(node, part)
+        assert hasattr(node, leaf)
+        setattr(node, leaf, value)
+    return made
+
+
+@given(
+    ranks=st.integers(1, 24),
+    kind=st.sampled_from(["ddp", "fsdp"]),
+    strategy=st.sampled_from(["local", "ring", "token_ring"]),
+    replicate=st.integers(0, 4),
+    shard=st.integers(0, 4),
+    degree=st.integers(0, 6),
+)
+@settings(max_examples=300, deadline=None)
+def test_mesh_uses_every_rank_and_keeps_explicit_sizes(
+    ranks: int, kind: str, strategy: str, replicate: int, shard: int, degree: int
+) -> None:
+    made = config(
+        cluster__ranks=ranks,
+        sharding__kind=kind,
+        sequence__strategy=strategy,
+        sharding__dp_replicate=replicate,
+        sharding__dp_shard=shard,
+        sequence__degree=degree,
+    )
+    products = [
+        r * s * c
+        for r in ([replicate] if replicate else range(1, ranks + 1))
+        for s in ([shard] if shard else range(1, ranks + 1))
+        for c in ([degree] if degree else range(1, ranks + 1))
+        if (kind == "fsdp" or s == 1) and (strategy != "local" or c == 1)
+    ]
+    if ranks not in products:
+        with pytest.raises(ConfigError) as raised:
+            mesh_sizes(made)
+        assert raised.value.field in ("cluster.ranks", "sequence.degree", "sharding.dp_shard")
+        return
+    mesh = mesh_sizes(made)
+    assert mesh.ranks == ranks
+    assert mesh.dp * mesh.cp == ranks
+    assert replicate in (0, mesh.dp_replicate)
+    assert shard in (0, mesh.dp_shard)
+    assert degree in (0, mesh.cp)
+    assert strategy != "local" or mesh.cp == 1
+    assert kind != "ddp" or mesh.dp_shard == 1
+
+
+def test_default_mesh_gives_all_ranks_to_the_sequence() -> None:
+    assert mesh_sizes(config(cluster__ranks=4)).cp == 4
+    fsdp = mesh_sizes(config(cluster__ranks=8, sharding__kind="fsdp", sequence__degree=2))
+    assert (fsdp.dp_replicate, fsdp.dp_shard, fsdp.cp) == (1, 4, 2)
+    ddp = mesh_sizes(config(cluster__ranks=8, sequence__degree=2))
+    assert (ddp.dp_replicate, ddp.dp_shard, ddp.cp) == (4, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"data__context": 510, "cluster__ranks": 2}, "data.context"),
+        ({"cluster__ranks": 3, "sequence__degree": 2}, "sequence.degree"),
+        ({"sequence__strategy": "local", "sequence__degree": 2}, "sequence.degree"),
+        ({"model__kv_heads": 3}, "model.kv_heads"),
+        ({"model__dim": 250}, "model.heads"),
+        ({"model__head_dim": 33}, "model.head_dim"),
+        ({"trainer__batch": 9, "sequence__degree": 1, "cluster__ranks": 2}, "trainer.batch"),
+        ({"trainer__batch": 9, "trainer__micro_batch": 2}, "trainer.micro_batch"),
+        ({"trainer__warmup_steps": 1000}, "trainer.warmup_steps"),
+        ({"trainer__lr": 0.0}, "trainer.lr"),
+        ({"trainer__lr": float("nan")}, "trainer.lr"),
+        ({"trainer__beta1": 1.5}, "trainer.beta1"),
+        ({"data__source": "path"}, "data.path"),
+        ({"data__path": "x"}, "data.path"),
+        ({"data__vocab_size": 100}, "data.vocab_size"),
+        ({"data__attention": "docs"}, "data.attention"),
+        ({"serve__port": 70000}, "serve.port"),
+        ({"name": ""}, "name"),
+        ({"run_dir": "a", "data__dir": "a"}, "run_dir"),
+    ],
+)
+def test_impossible_combination_names_its_field(values: dict[str, object], field: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check(config(**values))
+    error = raised.value
+    assert error.field == field
+    assert error.rule
+    assert error.fix
+    assert error.exit_code == 2
+
+
+def test_defaults_are_legal_and_every_choice_exists() -> None:
+    made = check(RunConfig())
+    assert set(CHOICES) <= set(flat_keys(made))
+    for key, legal in CHOICES.items():
+        assert lookup(made, key) in legal
+
+
+def test_every_choice_is_reached_by_the_check() -> None:
+    for key, bad in itertools.product(CHOICES, ["", "no-such"]):
+        made = RunConfig()
+        section, _, leaf = key.partition(".")
+        setattr(getattr(made, section), leaf, bad)
+        with pytest.raises(ConfigError) as raised:
+            check(made)
+        assert raised.value.field == key
