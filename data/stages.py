@@ -1,0 +1,232 @@
+"""What every stage shares: its folder, its fingerprint, its units of work and how a killed run goes on.
+
+A stage is a folder. ``stage.json`` is written first and names the fingerprint; units of work write their files and
+then a marker with the unit's result; ``manifest.json`` comes last. So a folder is empty, begun or complete, and each of
+the three is visible. Units run wherever the caller's executor puts them (``RunUnits``): they share nothing but the
+file system, take one dict and return one small dict.
+"""
+
+import fcntl
+import functools
+import importlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from conf.errors import DataError
+from conf.schema import RunConfig
+from data.files import (
+    canonical_json,
+    digest_json,
+    file_digest,
+    make_folder,
+    read_json,
+    remove_temporaries,
+    write_atomic,
+    writing,
+)
+from data.manifest import NAME, Manifest, broken_files, has_manifest, read_manifest, write_manifest
+
+Unit = dict[str, Any]
+# (label of the phase, dotted function "data.curate:annotate_unit", units) -> results in the units' order
+RunUnits = Callable[[str, str, list[Unit]], list[Unit]]
+
+BEGUN = "stage.json"
+LOCK = ".lock"
+OURS = {BEGUN, NAME, LOCK}
+
+
+@dataclass(frozen=True)
+class StageFolders:
+    """Absolute folders of a run's data stages; the first three users see, the others are intermediate."""
+
+    curated: Path
+    ordered: Path
+    packed: Path
+    tokenizer: Path
+    annotated: Path
+    embedded: Path
+    tokenized: Path
+
+
+def stage_folders(config: RunConfig) -> StageFolders:
+    """Where the stages of a run live below ``data.dir``."""
+    root = Path(config.data.dir).expanduser().absolute()
+    kind = config.order.kind
+    return StageFolders(
+        curated=root / "curated",
+        ordered=root / f"ordered-{kind}",
+        packed=root / f"packed-{kind}-{config.data.context}",
+        tokenizer=root / "tokenizer",
+        annotated=root / "annotated",
+        embedded=root / "embedded",
+        tokenized=root / "tokenized",
+    )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one run: ``settings`` and ``inputs`` are JSON-like and hold everything that decides the output."""
+
+    name: str
+    version: int  # of the code: raised when the same settings give other bytes
+    folder: Path
+    settings: dict[str, Any]
+    parent: Manifest | None = None
+    inputs: Any = None
+    overwrite: bool = False
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        parent = self.parent.fingerprint if self.parent else ""
+        return digest_json([self.name, self.version, self.settings, parent, self.inputs])
+
+    def units(self, phase: str, work: Sequence[Unit]) -> list[Unit]:
+        """Adds to each unit where its files and its marker go and what it is a unit of."""
+        return [
+            {
+                **unit,
+                "folder": str(self.folder),
+                "marker": str(self.folder / "markers" / f"{phase}-{index:05d}.json"),
+                "fingerprint": digest_json([self.fingerprint, phase, index, unit]),
+            }
+            for index, unit in enumerate(work)
+        ]
+
+
+def unit(function: Callable[[Unit], Unit]) -> Callable[[Unit], Unit]:
+    """Makes a unit function idempotent: a marker of the same unit whose files are still there answers in its place.
+
+    ``function`` returns its result with ``files``: records by name, relative to the unit's folder (``record_files``).
+    """
+
+    @functools.wraps(function)
+    def run(work: Unit) -> Unit:
+        marker = Path(work["marker"])
+        if marker.is_file():
+            done = read_json(marker)
+            if done["fingerprint"] == work["fingerprint"] and not broken_files(work["folder"], done["result"]["files"]):
+                return done["result"]
+        result = function(work)
+        write_atomic(marker, canonical_json({"fingerprint": work["fingerprint"], "result": result}))
+        return result
+
+    return run
+
+
+def record_files(folder: str | Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of written files, for a unit's result and the manifest."""
+    return {
+        name: {"bytes": os.path.getsize(Path(folder) / name), "sha256": file_digest(Path(folder) / name)}
+        for name in names
+    }
+
+
+def collect_files(results: Sequence[Unit]) -> dict[str, dict[str, Any]]:
+    """The file records of several units as one."""
+    return {name: record for result in results for name, record in result["files"].items()}
+
+
+def serial_units(label: str, function: str, units: list[Unit]) -> list[Unit]:
+    """Runs units one after another in this process: the executor of tests and small tools."""
+    del label  # nothing shows progress here
+    module, _, name = function.partition(":")
+    run = getattr(importlib.import_module(module), name)
+    return [run(unit) for unit in units]
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Holds the folder against other stage drivers of this host. Raises DataError when one is at work there."""
+    make_folder(folder)
+    with writing(folder):
+        file = open(folder / LOCK, "w")  # noqa: SIM115 - closed below; errors inside the body are not about this file
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            rule = "one process at a time works on a stage folder"
+            raise DataError(str(folder), "in use", rule, "wait for the other run or choose another data.dir") from error
+        yield
+
+
+def run_stage(stage: Stage, body: Callable[[Stage], tuple[dict[str, Any], dict[str, dict[str, Any]]]]) -> Manifest:
+    """Runs ``body(stage) -> (figures, files)`` unless the folder already holds its result; returns the manifest.
+
+    Raises DataError when the folder was made with other settings or from another parent (and ``overwrite`` is off), or
+    holds files of somebody else.
+    """
+    with exclusive(stage.folder):
+        if (finished := _prepare(stage)) is not None:
+            return finished
+        figures, files = body(stage)
+        remove_temporaries(stage.folder)
+        parent = stage.parent
+        manifest = Manifest(
+            stage=stage.name,
+            fingerprint=stage.fingerprint,
+            parent=parent.fingerprint if parent else "",
+            config=stage.settings,
+            figures=figures,
+            files=files,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            lineage=[*parent.lineage, parent.ancestor()] if parent else [],
+        )
+        write_manifest(stage.folder, manifest)
+        return manifest
+
+
+def _prepare(stage: Stage) -> Manifest | None:
+    """The finished manifest where nothing is to do; else the folder is ready for work that begins or goes on."""
+    folder = stage.folder
+    finished = read_manifest(folder) if has_manifest(folder) else None
+    begun = folder / BEGUN
+    found = finished.fingerprint if finished else read_json(begun)["fingerprint"] if begun.is_file() else ""
+    if found and found != stage.fingerprint:
+        if not stage.overwrite:
+            raise _foreign(stage, finished, found)
+        clear(folder)
+        found, finished = "", None
+    if finished and not broken_files(folder, finished.files):
+        return replace(finished, reused=True)
+    if not found and (others := sorted(p.name for p in folder.iterdir() if p.name not in OURS)):
+        raise DataError(
+            str(folder), ", ".join(others[:3]), "a new stage starts in an empty folder", "choose another data.dir"
+        )
+    with writing(folder):
+        (folder / NAME).unlink(missing_ok=True)  # a complete folder that lost a file is work in progress again
+    remove_temporaries(folder)
+    write_atomic(begun, canonical_json({"stage": stage.name, "fingerprint": stage.fingerprint}))
+    return None
+
+
+def _foreign(stage: Stage, finished: Manifest | None, found: str) -> DataError:
+    """The error for a folder that holds the output of other settings or of another parent."""
+    parent = stage.parent.fingerprint if stage.parent else ""
+    if finished and finished.parent != parent:
+        value = f"made from parent {finished.parent[:16]}, the parent is now {parent[:16]}"
+    else:
+        value = f"made with settings {found[:16]}, this run has {stage.fingerprint[:16]}"
+        changed = [k for k, v in stage.settings.items() if finished and finished.config.get(k) != v]
+        value += f" (changed: {', '.join(changed)})" if changed else ""
+    rule = f"a finished or begun {stage.name} folder is never mixed with other settings"
+    return DataError(
+        str(stage.folder), value, rule, "set data.overwrite=true to make it again, or choose another data.dir"
+    )
+
+
+def clear(folder: Path) -> None:
+    """Empties a stage folder: first it stops being complete, last it stops being ours, wherever a kill cuts in."""
+    with writing(folder):
+        for path in sorted(folder.iterdir(), key=lambda p: (p.name != NAME, p.name == BEGUN)):
+            if path.name == LOCK:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
