@@ -12,7 +12,7 @@ class AttentionCore(Protocol):
     attend over the whole sequence.
     """
 
-    def __call__(self, q_BSHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, document_ids_BS: Tensor | None) -> Tensor:
+    def __call__(self, q_BSHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, document_ids_BS: Tensor | None, /) -> Tensor:
         """Attend with scale ``1 / sqrt(head_dim)``.
 
         Args:
