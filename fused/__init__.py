@@ -1,0 +1,1 @@
+"""Block attention and its merge: fused kernels, each beside a readable torch twin that is its oracle."""

@@ -1,0 +1,76 @@
+"""The one attention primitive under every sequence-parallel strategy: a block forward and a block backward.
+
+Shapes: queries ``[batch, Sq, heads, head_dim]``, keys and values ``[batch, Sk, kv_heads, head_dim]`` with ``heads`` a
+multiple of ``kv_heads`` (query head ``h`` reads key head ``h // (heads // kv_heads)``), lse and delta
+``[batch, Sq, heads]``. Results are fp32 (fp64 for fp64 inputs) whatever the inputs are.
+
+The arithmetic is FlashAttention-2's (arXiv 2307.08691): partial results are normalised, carry the natural log-sum-exp
+of their scores and merge exactly; the gradients of a block need only the global lse and
+``delta = rowsum(d_out * out)``, so they sum over blocks without another correction.
+"""
+
+import torch
+from torch import Tensor
+
+from fused import cpu, reference
+from fused.mask import BlockMask
+from fused.merge import merge_
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of out, lse and gradients while they are being summed."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _wide(*tensors: Tensor) -> list[Tensor]:
+    return [x.to(accumulation_dtype(x.dtype)) for x in tensors]
+
+
+def block_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask,
+    scale: float,
+    into: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``softmax(scale * q k^T) v`` over the keys of this block, and its log-sum-exp.
+
+    With ``into`` (running out and lse of the same queries) the result is merged into it in place and ``into`` is
+    returned; without, fresh tensors are. A query that sees no key has out 0 and lse -inf.
+    """
+    q, k, v = _wide(q, k, v)
+    if q.device.type == "cpu":
+        return cpu.forward(q, k, v, mask, scale, into)
+    out, lse = reference.forward(q, k, v, mask, scale)
+    if into is None:
+        return out.contiguous(), lse.contiguous()
+    merge_(*into, out, lse)
+    return into
+
+
+def block_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    d_out: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    mask: BlockMask,
+    scale: float,
+    dq: Tensor | None = None,
+    dkv: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """This block's share of ``(dq, dk, dv)``, added in place to the totals that are given.
+
+    ``lse`` and ``delta`` are the queries' global ones (over all keys of the sequence), not this block's.
+    """
+    q, k, v, d_out = _wide(q, k, v, d_out)
+    if q.device.type == "cpu":
+        return cpu.backward(q, k, v, d_out, lse, delta, mask, scale, dq, dkv)
+    parts = reference.backward(q, k, v, d_out, lse, delta, mask, scale)
+    totals = (dq, *(dkv if dkv is not None else (None, None)))
+    dq_total, dk_total, dv_total = (
+        part.contiguous() if total is None else total.add_(part) for total, part in zip(totals, parts, strict=True)
+    )
+    return dq_total, dk_total, dv_total
