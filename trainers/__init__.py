@@ -1,0 +1,1 @@
+"""One rank's training: loop, step, optimizer, checkpoint, metrics, tracking, evaluation, export, report."""

@@ -1,0 +1,64 @@
+"""Where a run comes from: the data stages behind it, its config, the code's revision. No torch."""
+
+import os
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from conf.schema import RunConfig
+from data.files import digest_json
+from data.manifest import read_manifest, stage_folders
+
+FILE_NAME = "lineage.json"
+REVISION_VARIABLE = "SUNDOG_GIT_REVISION"  # for workers whose copy of the code has no .git
+
+
+def git_revision() -> str:
+    """Return the revision of this code, with ``-dirty`` where tracked files changed, or ``unknown``."""
+    given = os.environ.get(REVISION_VARIABLE, "")
+    if given:
+        return given
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() if done.returncode == 0 and done.stdout.strip() else "unknown"
+
+
+def config_digest(config: RunConfig) -> str:
+    """Return the SHA-256 of the resolved config."""
+    return digest_json(asdict(config))
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return ``key old -> new`` for every leaf in which two config trees differ."""
+    changes: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changes += changed_keys(before, after, f"{prefix}{key}.")
+        elif before != after:
+            changes.append(f"{prefix}{key} {before} -> {after}")
+    return changes
+
+
+def stages(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Return folder, fingerprint and parent of each data stage that left a manifest, first stage first."""
+    found = {}
+    for name, folder in _folders(config).items():
+        if (folder / "manifest.json").is_file():
+            manifest = read_manifest(folder)
+            found[name] = {
+                "folder": str(folder.resolve()),
+                "fingerprint": manifest.fingerprint,
+                "parent": manifest.parent,
+                "figures": manifest.figures,
+            }
+    return found
+
+
+def _folders(config: RunConfig) -> dict[str, Path]:
+    folders = stage_folders(config)
+    return {"curated": folders.curated, "ordered": folders.ordered, "packed": folders.packed}

@@ -1,0 +1,85 @@
+"""The one table of what is measured: names, units, how ranks are combined, which way is better.
+
+Every number that goes to the console, to metrics.jsonl or to a tracker has a row here. Importable without torch.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+SUM, MAX, SAME = "sum", "max", "same"  # over ranks; "same": every rank holds the reduced value already
+MINIMIZE, MAXIMIZE, NEITHER = "minimize", "maximize", ""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row. A name that ends in "/" is a family: it stands for every name that starts with it."""
+
+    name: str
+    unit: str
+    reduction: str
+    goal: str
+    description: str
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("train/loss", "nats/token", SAME, MINIMIZE, "mean over all labels of the step's global batch"),
+    Metric("train/tokens", "tokens", SAME, NEITHER, "tokens of all windows trained on so far, padding included"),
+    Metric("optim/lr", "", SAME, NEITHER, "learning rate of this step"),
+    Metric("optim/grad_norm", "", SAME, NEITHER, "global L2 norm of the gradient before clipping"),
+    Metric("throughput/tokens_per_sec", "tokens/s", SAME, MAXIMIZE, "global batch over the step's wall time"),
+    Metric("throughput/mfu", "%", SAME, MAXIMIZE, "model FLOP/s over the dense bf16 peak of the ranks' GPUs"),
+    Metric("time/step_sec", "s", MAX, MINIMIZE, "optimizer step: batch, forward, backward, update"),
+    Metric("time/data_wait_sec", "s", MAX, MINIMIZE, "part of the step that waited for the loader"),
+    Metric("time/eval_sec", "s", MAX, MINIMIZE, "evaluation after this step"),
+    Metric("time/checkpoint_sec", "s", MAX, MINIMIZE, "checkpoint before this step: write, sync, rename"),
+    Metric("memory/peak_gb", "GB", MAX, MINIMIZE, "peak so far: device memory on a GPU, resident memory on a CPU"),
+    Metric("ring/exposed_comm_ms", "ms", MAX, MINIMIZE, "sequence-parallel communication not hidden by compute"),
+    Metric("eval/loss", "nats/token", SAME, MINIMIZE, "mean over all labels of the held-out windows"),
+    Metric("eval/loss_by_position/", "nats/token", SAME, MINIMIZE, "eval/loss of labels with that much context"),
+    Metric("data/neighbour_similarity", "cosine", SAME, NEITHER, "mean similarity of documents next to each other"),
+)
+
+_BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+def find(name: str) -> Metric:
+    """Return the row of ``name``, or of the family that it belongs to.
+
+    Raises:
+        KeyError: the table has no such row: whoever measures something new adds one.
+    """
+    found = _BY_NAME.get(name)
+    if found is None:
+        found = next((metric for metric in METRICS if metric.name.endswith("/") and name.startswith(metric.name)), None)
+    if found is None:
+        raise KeyError(f"metric {name!r} has no row in trainers.metrics.METRICS")
+    return found
+
+
+def checked(values: Mapping[str, float]) -> dict[str, float]:
+    """Return a copy of ``values`` after looking every name up in the table."""
+    for name in values:
+        find(name)
+    return {name: float(value) for name, value in values.items()}
+
+
+def reduced_by(reduction: str, names: Iterable[str]) -> list[str]:
+    """Return those of ``names``, sorted, that are combined over ranks by ``reduction``."""
+    return sorted(name for name in names if find(name).reduction == reduction)
+
+
+def position_buckets(context: int, first: int = 64) -> list[tuple[int, int]]:
+    """Split the positions 0..context-1 into buckets [start, end) whose ends double: 64, 128, 256 and so on.
+
+    A model that uses its context has a lower loss in later buckets; equal widths would hide where that begins.
+    """
+    buckets, start, end = [], 0, min(first, context)
+    while start < context:
+        buckets.append((start, end))
+        start, end = end, min(2 * end, context)
+    return buckets
+
+
+def bucket_name(start: int, end: int) -> str:
+    """Return the metric name of a bucket of positions, such as ``eval/loss_by_position/64-127``."""
+    return f"eval/loss_by_position/{start}-{end - 1}"

@@ -1,0 +1,274 @@
+"""Pretraining as one rank does it: ``run`` reads as the algorithm.
+
+Ranks are started by Ray actors (``cluster``), by torchrun or by a test; this module knows of none of them::
+
+    python -m torch.distributed.run --nproc_per_node 2 -m trainers.pretrain --config RUN_DIR/config.yaml
+"""
+
+import argparse
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from conf.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, DataError, SundogError
+from conf.rules import check, mesh_sizes
+from conf.schema import RunConfig
+from data.loader import Loader
+from data.shards import Shards, open_shards
+from data.stages import stage_folders
+from data.tokenize import Tokenizer, load_tokenizer
+from models.decoder import Decoder, ModelSpec
+from models.hf import load_hf
+from parallel.apply import parallelize
+from parallel.mesh import Mesh, build_mesh
+from trainers import console
+from trainers.cancel import any_stopping
+from trainers.checkpoint import Checkpoints
+from trainers.checkpoint_folder import step_folder
+from trainers.control import Control, LocalControl
+from trainers.evaluate import evaluate
+from trainers.lineage import changed_keys
+from trainers.observer import Observer
+from trainers.optim import build_optimizer
+from trainers.runtime import Runtime, process_group
+from trainers.samples import continue_held_out
+from trainers.state import StateWriter, TrainState, identity
+from trainers.step import to_local, train_step
+from trainers.throughput import Meter
+from trainers.tracking import require_tracker, run_id
+
+CHECKPOINTS = "checkpoints"  # folder below run_dir
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The packed data of a run."""
+
+    shards: Shards
+    tokenizer: Tokenizer
+    loader: Loader
+
+
+def run(config: RunConfig, control: Control) -> dict[str, Any]:
+    """Train as ``config`` says, from the newest checkpoint if there is one, until the last step or until told to stop.
+
+    Every rank calls it; collective throughout. Returns, on every rank, ``status`` ("done" or "stopped"), ``step``
+    (optimizer steps done), ``tokens``, ``loss``, ``eval_loss``, ``resumed_from`` (step) and ``checkpoint`` (path).
+
+    Raises:
+        SundogError: config, data, checkpoint or disk are at fault; see the functions called here.
+    """
+    require_tracker(config)
+    with process_group(config) as runtime, Observer(config, control, runtime) as observer:
+        mesh = build_mesh(mesh_sizes(config), runtime.device.type)
+        corpus = open_corpus(config)
+        model, spec = build_model(config, corpus.tokenizer)
+        model = parallelize(model.to(runtime.device), mesh, config)
+        optimizer = build_optimizer(model, config.trainer)
+
+        origin = identity(config, asdict(spec), corpus.tokenizer.digest, corpus.shards.fingerprint)
+        folder = Path(config.run_dir).absolute() / CHECKPOINTS
+        checkpoints = Checkpoints(folder, config.trainer.keep_checkpoints, runtime.io_group, observer.log)
+        restored = checkpoints.restore(model, optimizer, origin)
+        state = TrainState.from_json(restored) if restored else TrainState()
+        if runtime.rank == 0:
+            state.run_id = run_id(Path(config.run_dir), state.run_id)
+        observer.start(state.run_id, state.step)
+        observer.log(_summary(config, spec, mesh, corpus, state))
+        _report_changes(observer, config, restored)
+        dist.barrier(group=runtime.io_group)  # starting a tracker may take longer than a collective may wait
+
+        writer = StateWriter(config, origin, runtime.world_size)
+        parts = Parts(model, optimizer, mesh, corpus, checkpoints, observer, Meter(config, spec, runtime), writer)
+        return train(config, control, runtime, parts, state)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that the loop uses, built."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    mesh: Mesh
+    corpus: Corpus
+    checkpoints: Checkpoints
+    observer: Observer
+    meter: Meter
+    writer: StateWriter
+
+
+def train(config: RunConfig, control: Control, runtime: Runtime, parts: Parts, state: TrainState) -> dict[str, Any]:
+    """The loop, from ``state`` on; returns what :func:`run` returns."""
+    trainer, mesh, loader = config.trainer, parts.mesh, parts.corpus.loader
+    resumed_from = saved_at = state.step
+    stopped = False
+    once = _similarity(parts.corpus.shards) if state.step == 0 else {}  # metrics of the next record only
+    while state.step < trainer.steps and not stopped:
+        parts.meter.start()
+        arrays = loader.batch(state.step, mesh.dp_rank, mesh.dp_size).arrays()
+        parts.meter.data_is_here()
+        batch = to_local(arrays, mesh, config.sequence.layout, runtime.device)
+        result = train_step(parts.model, parts.optimizer, batch, state.step, mesh, config)
+        state.advance(trainer.batch * config.data.context, result.loss)
+
+        values = once | parts.meter.stop(trainer.batch * config.data.context)
+        values |= {
+            "train/loss": result.loss,
+            "train/tokens": state.tokens,
+            "optim/lr": result.lr,
+            "optim/grad_norm": result.grad_norm,
+        }
+        if _due(state.step, trainer.eval_every, trainer.steps):
+            values |= _evaluate(config, runtime, parts, state)
+        parts.observer.step(state.step, values)
+
+        stopped = any_stopping(control.stopping(), runtime.device)
+        once = {}
+        if stopped or _due(state.step, trainer.checkpoint_every, trainer.steps):
+            once = _save(parts, state)
+            saved_at = state.step
+    if stopped and state.step < trainer.steps:
+        parts.observer.log(f"stopped at step {state.step}, checkpoint written; the same command goes on from here")
+    return {
+        "status": "stopped" if stopped and state.step < trainer.steps else "done",
+        "step": state.step,
+        "tokens": state.tokens,
+        "loss": state.loss,
+        "eval_loss": state.eval_loss,
+        "resumed_from": resumed_from,
+        "checkpoint": str(step_folder(parts.checkpoints.folder, saved_at)) if saved_at else "",
+    }
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    """Whether something that happens every ``every`` steps (0: never) and after the last one happens after ``step``."""
+    return every > 0 and (step % every == 0 or step == last)
+
+
+def _evaluate(config: RunConfig, runtime: Runtime, parts: Parts, state: TrainState) -> dict[str, float]:
+    """Evaluate, show a few continuations, and return the metrics."""
+    started = time.perf_counter()
+    values = evaluate(parts.model, parts.corpus.loader, parts.mesh, config, runtime.device)
+    state.eval_loss = values["eval/loss"]
+    texts = continue_held_out(parts.model, parts.corpus.loader, parts.mesh, config, runtime.device)
+    parts.observer.samples(state.step, *texts, parts.corpus.tokenizer)
+    return values | {"time/eval_sec": time.perf_counter() - started}
+
+
+def _save(parts: Parts, state: TrainState) -> dict[str, float]:
+    """Write a checkpoint after the records that lead to it, and return what it cost."""
+    started = time.perf_counter()
+    parts.observer.before_checkpoint()
+    path = parts.checkpoints.save(parts.model, parts.optimizer, parts.writer.to_json(state))
+    parts.observer.checkpoint(state.step, path)
+    return {"time/checkpoint_sec": time.perf_counter() - started}
+
+
+def open_corpus(config: RunConfig) -> Corpus:
+    """Open shards, tokenizer and loader.
+
+    Raises:
+        DataError: they are missing or damaged, do not belong together, or hold windows of another length.
+    """
+    folders = stage_folders(config)
+    shards, tokenizer = open_shards(folders.packed), load_tokenizer(folders.tokenizer)
+    shards.require_tokenizer(tokenizer.digest)
+    data = config.data
+    if shards.context != data.context:
+        raise DataError(
+            str(folders.packed),
+            f"windows of {shards.context} tokens",
+            f"data.context = {data.context} tokens are trained on",
+            f"data.context={shards.context}, or `sundog pack` with this config",
+        )
+    loader = Loader(shards, config.trainer.batch, config.seed, data.attention, data.eval_fraction)
+    return Corpus(shards, tokenizer, loader)
+
+
+def build_model(config: RunConfig, tokenizer: Tokenizer) -> tuple[Decoder, ModelSpec]:
+    """Return the model with fp32 weights, equal on every rank, before sharding: from the seed or ``init_from``.
+
+    Raises:
+        DataError: the vocabulary of ``trainer.init_from`` does not fit the tokenizer of the data.
+    """
+    source = config.trainer.init_from
+    if not source:
+        spec = ModelSpec.from_config(config.model, tokenizer.vocab_size, config.data.context)
+        return Decoder(spec).initialise(config.seed), spec
+    model = load_hf(source).float()
+    spec = replace(model.spec, context=max(model.spec.context, config.data.context))
+    model.spec = spec
+    if spec.vocab_size < tokenizer.vocab_size:
+        raise DataError(
+            "trainer.init_from",
+            f"{source} with {spec.vocab_size} tokens",
+            f"its vocabulary must hold that of the data's tokenizer, {tokenizer.vocab_size} tokens",
+            "pack the data with the tokenizer of that model: data.tokenizer=FOLDER",
+        )
+    return model, spec
+
+
+def _similarity(shards: Shards) -> dict[str, float]:
+    """The order stage's measure of how alike neighbouring documents are, where it recorded one."""
+    figures = (entry.get("figures", {}) for entry in shards.manifest.lineage)
+    found = next((f["adjacent_similarity"] for f in figures if "adjacent_similarity" in f), None)
+    return {} if found is None else {"data/neighbour_similarity": float(found)}
+
+
+def _summary(config: RunConfig, spec: ModelSpec, mesh: Mesh, corpus: Corpus, state: TrainState) -> str:
+    start = f"resuming after step {state.step}" if state.step else "from step 0"
+    source = f" (weights and sizes of {config.trainer.init_from})" if config.trainer.init_from else ""
+    return (
+        f"train {console.short_number(spec.parameters())} parameters{source}, {mesh.dp_size} dp x {mesh.cp_size} cp ranks, "
+        f"sequence={config.sequence.strategy}, sharding={config.sharding.kind}, {corpus.loader.train_windows} windows of "
+        f"{config.data.context} tokens + {corpus.loader.eval_windows} held out, {start}"
+    )
+
+
+def _report_changes(observer: Observer, config: RunConfig, restored: dict[str, Any] | None) -> None:
+    changes = changed_keys(restored["config"], asdict(config)) if restored else []
+    if changes:
+        observer.log("config changed since the checkpoint: " + "; ".join(changes))
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a resolved config.yaml without Hydra; ``cluster.ranks`` becomes WORLD_SIZE where that is set.
+
+    Raises:
+        ConfigError: the file cannot be read, or has an unknown key or a wrong value.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path))
+        config = cast(RunConfig, OmegaConf.to_object(merged))
+    except (OSError, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError("--config", path, " ".join(str(error).split()), "a config.yaml of a run folder") from error
+    config.cluster.ranks = int(os.environ.get("WORLD_SIZE", config.cluster.ranks))
+    return check(config)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train under torchrun, or alone; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m trainers.pretrain", description="One rank's training.")
+    parser.add_argument("--config", type=Path, required=True, help="resolved YAML, as in a run folder")
+    path = parser.parse_args(arguments).config
+    try:
+        with LocalControl() as control:
+            result = run(load_config(path), control)
+    except SundogError as error:
+        console.complain(str(error))
+        return error.exit_code
+    return EXIT_STOPPED if result["status"] == "stopped" else EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Where metrics go: metrics.jsonl always, Weights & Biases when asked for. Rank 0 only; the one file that knows wandb.
+
+A tracker never ends training. One that is asked for and not installed is a config error before anything starts; one
+that fails later (no network, no account, a full disk) is reported as a log event, once, and is left out from then on,
+since metrics.jsonl has every number and training time is worth more than a dashboard.
+"""
+
+import importlib.util
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from conf.errors import ConfigError
+from conf.schema import RunConfig
+from data.files import read_json, write_atomic
+from trainers.journal import METRICS_FILE, SAMPLES_FILE, Journal
+from trainers.lineage import config_digest, git_revision
+from trainers.metrics import METRICS, checked
+
+ID_FILE = "tracker.json"
+INIT_TIMEOUT_SEC = 30.0
+Log = Callable[[str], None]
+
+
+def require_tracker(config: RunConfig) -> None:
+    """Check, before anything starts, that the tracker that ``config`` asks for is installed.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if config.tracker.wandb != "disabled" and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            "tracker.wandb",
+            config.tracker.wandb,
+            "wandb is not installed",
+            "pip install 'sundog[wandb]', or tracker=files",
+        )
+
+
+def run_id(run_dir: Path, known: str = "") -> str:
+    """Return the run's tracker id: ``known`` (from a checkpoint), else the one kept in the run folder, else a new one.
+
+    The id is kept in the folder too, so that a run killed before its first checkpoint goes on under the same id.
+    """
+    file = run_dir / ID_FILE
+    if not known and file.exists():
+        known = str(read_json(file).get("id", ""))
+    known = known or secrets.token_hex(4)
+    write_atomic(file, f'{{"id": "{known}"}}\n')
+    return known
+
+
+class Tracker:
+    """Writes a run's metrics and samples. ``resume_step`` optimizer steps are done already."""
+
+    def __init__(self, config: RunConfig, identifier: str, resume_step: int, world_size: int, log: Log) -> None:
+        self._say = log
+        run_dir = Path(config.run_dir)
+        self._metrics = Journal(run_dir / METRICS_FILE, resume_step)
+        self._samples = Journal(run_dir / SAMPLES_FILE, resume_step)
+        self._wandb: Any = None
+        if config.tracker.wandb != "disabled":
+            self._guarded("start", lambda: self._start_wandb(config, identifier, world_size))
+
+    def _start_wandb(self, config: RunConfig, identifier: str, world_size: int) -> None:
+        import wandb
+
+        run_dir = Path(config.run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        facts = {"git_revision": git_revision(), "config_digest": config_digest(config), "world_size": world_size}
+        self._wandb = wandb.init(
+            project=config.tracker.project,
+            entity=config.tracker.entity or None,
+            group=config.tracker.group or None,
+            tags=list(config.tracker.tags) or None,
+            name=config.name,
+            id=identifier,
+            resume="allow",
+            dir=run_dir,
+            mode="offline" if config.tracker.wandb == "offline" else "online",
+            config=asdict(config) | facts,
+            settings=wandb.Settings(console="off", init_timeout=INIT_TIMEOUT_SEC),
+        )
+        for metric in METRICS:
+            summary = {"minimize": "min", "maximize": "max"}.get(metric.goal, "last")
+            name = metric.name + "*" if metric.name.endswith("/") else metric.name
+            self._wandb.define_metric(name, summary=None if name.endswith("*") else summary)
+
+    def _guarded(self, what: str, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # a tracker may fail in any way, and must not take the training along
+            self._wandb = None
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            self._say(f"WARNING: wandb failed ({what}) and is off from here on; metrics.jsonl goes on. {reason}")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the metrics of ``step`` (optimizer steps done): exactly once a step."""
+        record = checked(values)
+        self._metrics.write(step, record)
+        if self._wandb is not None:
+            self._guarded("log", lambda: self._wandb.log(record, step=step))
+
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Record a table of continuations: each row has ``prompt`` and ``continuation``."""
+        self._samples.write(step, {"rows": rows})
+        if self._wandb is not None:
+            self._guarded("samples", lambda: self._log_samples(step, rows))
+
+    def _log_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        import wandb
+
+        columns = ["step", "prompt", "continuation"]
+        table = wandb.Table(columns=columns, data=[[step, row["prompt"], row["continuation"]] for row in rows])
+        self._wandb.log({"samples": table}, step=step)
+
+    def sync(self) -> None:
+        """Make the records durable."""
+        self._metrics.sync()
+        self._samples.sync()
+
+    def close(self, finished: bool) -> None:
+        """End the records; ``finished`` says whether the run reached its last step or a clean stop."""
+        self._metrics.close()
+        self._samples.close()
+        if self._wandb is not None:
+            self._guarded("finish", lambda: self._wandb.finish(exit_code=0 if finished else 1))
