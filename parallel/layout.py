@@ -2,13 +2,14 @@
 
 A sequence is cut into equal chunks and a rank holds one or two of them:
 
-- ``contiguous``: ``world_size`` chunks, rank ``r`` holds chunk ``r``. Simple, but under a causal mask the last rank has
-  most of the work.
-- ``zigzag``: ``2 * world_size`` chunks, rank ``r`` holds chunks ``r`` and ``2 * world_size - 1 - r``: an early one and a
-  late one, so that every rank has the same causal work.
+- ``contiguous``: ``world_size`` chunks, rank ``r`` holds chunk ``r``. Simple, but under a causal mask the last rank
+  has most of the work.
+- ``zigzag``: ``2 * world_size`` chunks, rank ``r`` holds chunks ``r`` and ``2 * world_size - 1 - r``: an early one and
+  a late one, so that every rank has the same causal work.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import LongTensor, Tensor
@@ -53,7 +54,7 @@ def positions(seq_len: int, world_size: int, rank: int, layout: str) -> LongTens
     """
     length = _chunk_length(seq_len, world_size, layout)
     parts = [torch.arange(c * length, (c + 1) * length) for c in chunks(world_size, rank, layout)]
-    return torch.cat(parts)  # pyright: ignore[reportReturnType] (arange of ints is a LongTensor)
+    return cast(LongTensor, torch.cat(parts))
 
 
 def shard(x: Tensor, dim: int, world_size: int, rank: int, layout: str) -> Tensor:

@@ -1,0 +1,1 @@
+"""The block primitive against its oracle."""

@@ -1,0 +1,1 @@
+"""Sequence and data parallelism on one process."""
