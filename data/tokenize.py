@@ -5,7 +5,6 @@ Hugging Face tokenizers; ``transformers.AutoTokenizer`` reads the folders that a
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +93,6 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
     Raises DataError when the file is missing or broken, or has no token that ends a document.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker is one of several on the machine
     file = tokenizer_file(path)
     try:
         fast = FastTokenizer.from_file(str(file))

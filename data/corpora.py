@@ -1,0 +1,61 @@
+"""Corpora: what there is to read, cut into slices that any process can read by itself."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from conf.schema import DataConfig
+from data import debian_docs, python_docs
+from data.documents import Document, Skip
+from data.readers import detect_format, find_files, read_file
+
+SLICE_BYTES = 32 << 20  # of the small files that share a slice
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """``slices`` are units of reading (JSON-like, in the corpus' order); ``inputs`` identifies the content."""
+
+    licence: str
+    inputs: Any
+    slices: list[dict[str, Any]]
+
+
+def open_corpus(config: DataConfig) -> Corpus:
+    """Lists the corpus that the config names. Raises DataError when it is not there."""
+    match config.source:
+        case "python_docs":
+            units = python_docs.slices(config.shard_documents)
+            return Corpus(
+                python_docs.LICENCE, python_docs.inputs(units), [{"corpus": "python_docs", **u} for u in units]
+            )
+        case "debian_docs":
+            return _of_files(config, debian_docs.LICENCE, debian_docs.files(config.path), "text")
+        case _:
+            return _of_files(config, "the user's", find_files(config.path), config.format)
+
+
+def read_slice(unit: dict[str, Any]) -> Iterator[Document | Skip]:
+    """Documents and skips of one slice, in the corpus' order."""
+    if unit["corpus"] == "python_docs":
+        yield from python_docs.read(unit)
+        return
+    for file in unit["files"]:
+        yield from read_file(file["path"], file["name"], unit["format"], unit["text_field"], unit["id_field"])
+
+
+def _of_files(config: DataConfig, licence: str, files: list[dict[str, Any]], form: str) -> Corpus:
+    """Slices of files: neighbours share one up to ``shard_documents`` text files or SLICE_BYTES."""
+    groups: list[list[dict[str, Any]]] = []
+    size = count = 0
+    for file in files:
+        is_text = detect_format(file["name"], form) == "text"
+        if not groups or size + file["bytes"] > SLICE_BYTES or count >= config.shard_documents:
+            groups.append([])
+            size = count = 0
+        groups[-1].append({"path": file["path"], "name": file["name"]})
+        size += file["bytes"]
+        count += is_text
+    shared = {"corpus": "files", "format": form, "text_field": config.text_field, "id_field": config.id_field}
+    inputs = [[file["name"], file["bytes"], file["mtime"]] for file in files]
+    return Corpus(licence, inputs, [{**shared, "files": group} for group in groups])

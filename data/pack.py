@@ -1,0 +1,197 @@
+"""Packing: documents in order, an end token after each, cut into windows of exactly ``data.context`` tokens.
+
+The tokenizer comes first (trained on the curated documents, or loaded), then every curated part is tokenised into
+``{data.dir}/tokenized``, where any order and any context length find it; then contiguous ranges of the order are
+gathered into one output shard each. Only the last window of a shard is padded. Ranges depend on the settings alone, so
+the bytes do not depend on who did the work, or how often.
+"""
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from conf.errors import DataError
+from conf.schema import RunConfig
+from data.documents import read_texts
+from data.files import atomic_path, file_digest
+from data.manifest import Manifest, read_manifest
+from data.order import ORDER
+from data.shards import shard_names, token_dtype, write_array, write_shard
+from data.stages import RunUnits, Stage, Unit, collect_files, record_files, run_stage, stage_folders, unit
+from data.tokenize import SETTINGS, TOKENIZER, copy_tokenizer, load_tokenizer, tokenizer_file, train_tokenizer
+
+TRAINING_CHARS = 4_000_000  # of the corpus that a tokenizer is trained on, at most; more changes few merges
+TRAINING_TEXT = 20_000  # of one document
+BATCH, BATCH_CHARS = 64, 1_000_000  # documents and characters, about, that are encoded together
+
+
+def pack(config: RunConfig, run_units: RunUnits) -> Manifest:
+    """Packs the ordered documents into ``{data.dir}/packed-{order.kind}-{data.context}`` (see ``data.shards``).
+
+    Figures: ``windows``, ``tokens`` (without padding), ``documents``, ``padding_fraction``, ``vocab_size``, ``eos_id``,
+    ``pad_id``, ``shard_windows``. Raises DataError when the order belongs to another state of the curated documents.
+    """
+    folders = stage_folders(config)
+    ordered = read_manifest(folders.ordered, command=f"order order={config.order.kind}")
+    curated = read_manifest(folders.curated, command="curate")
+    ancestors = [entry["fingerprint"] for entry in ordered.lineage if entry["stage"] == "curate"]
+    if ancestors != [curated.fingerprint]:
+        raise stale(folders.ordered, ancestors, curated)
+    tokenizer = make_tokenizer(config, curated, run_units)
+    tokenized = tokenize(config, curated, tokenizer, run_units)
+    digest = tokenizer.files[TOKENIZER]["sha256"]
+    settings = {
+        "context": config.data.context,
+        "shard_documents": config.data.shard_documents,
+        "tokenizer": digest,
+        "tokenized": tokenized.fingerprint,
+    }
+    stage = Stage("pack", 1, folders.packed, settings, ordered, overwrite=config.data.overwrite)
+
+    def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
+        documents, size = ordered.figures["documents"], config.data.shard_documents
+        figures = {name: tokenizer.figures[name] for name in ("vocab_size", "eos_id", "pad_id")}
+        shared = {
+            **figures,
+            "context": config.data.context,
+            "ordered": str(folders.ordered),
+            "tokenized": str(folders.tokenized),
+            "parts": tokenized.figures["parts"],
+        }
+        firsts = range(0, documents, size)
+        work = [{**shared, "index": i, "first": f, "last": min(f + size, documents)} for i, f in enumerate(firsts)]
+        results = run_units("pack: windows", "data.pack:pack_unit", stage.units("pack", work))
+        windows, tokens = (sum(result[name] for result in results) for name in ("windows", "tokens"))
+        padding = 1 - tokens / (windows * config.data.context) if windows else 0.0
+        figures |= {"windows": windows, "tokens": tokens, "documents": documents, "padding_fraction": round(padding, 6)}
+        figures["shard_windows"] = [result["windows"] for result in results]
+        return figures, collect_files(results)
+
+    return run_stage(stage, body)
+
+
+def stale(folder: Path, ancestors: list[str], curated: Manifest) -> DataError:
+    """The error for an order of documents that have been curated again since."""
+    value = f"made from curated {', '.join(a[:16] for a in ancestors)}, which is now {curated.fingerprint[:16]}"
+    rule = "an order belongs to the curated documents that it was made from"
+    return DataError(str(folder), value, rule, "run `sundog order data.overwrite=true`, then pack again")
+
+
+def make_tokenizer(config: RunConfig, curated: Manifest, run_units: RunUnits) -> Manifest:
+    """Trains or copies the tokenizer into ``{data.dir}/tokenizer``. Figures: ``vocab_size``, ``eos_id``, ``pad_id``."""
+    folders, data = stage_folders(config), config.data
+    if data.tokenizer:
+        file = tokenizer_file(data.tokenizer)
+        load_tokenizer(file)  # a broken one is found before anything is written
+        settings, parent = {"loaded": file_digest(file)}, None
+        work: Unit = {"source": str(file.absolute())}
+    else:
+        settings, parent = {"vocab_size": data.vocab_size}, curated
+        parts = [str(folders.curated / part["file"]) for part in curated.figures["parts"]]
+        work = {"vocab_size": data.vocab_size, "parts": parts, "chars": curated.figures["chars_kept"]}
+    stage = Stage("tokenizer", 1, folders.tokenizer, settings, parent, overwrite=data.overwrite)
+
+    def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
+        [result] = run_units("pack: tokenizer", "data.pack:tokenizer_unit", stage.units("tokenizer", [work]))
+        return result["figures"], collect_files([result])
+
+    return run_stage(stage, body)
+
+
+@unit
+def tokenizer_unit(work: Unit) -> Unit:
+    """Trains a tokenizer on an even sample of the curated documents, or copies the user's."""
+    folder = work["folder"]
+    if "source" in work:
+        copy_tokenizer(work["source"], folder)
+    else:
+        step = max(1, work["chars"] // TRAINING_CHARS)
+        texts = itertools.chain.from_iterable(read_texts(part) for part in work["parts"])
+        sample = (text[:TRAINING_TEXT] for text in itertools.islice(texts, 0, None, step))
+        train_tokenizer(sample, work["vocab_size"], folder)
+    tokenizer = load_tokenizer(folder)
+    figures = {name: getattr(tokenizer, name) for name in ("vocab_size", "eos_id", "pad_id")}
+    return {"figures": figures, "files": record_files(folder, [TOKENIZER, SETTINGS])}
+
+
+def tokenize(config: RunConfig, curated: Manifest, tokenizer: Manifest, run_units: RunUnits) -> Manifest:
+    """Tokenises the curated parts into ``{data.dir}/tokenized``. Figures: ``documents``, ``tokens``, ``parts``."""
+    folders = stage_folders(config)
+    settings = {"tokenizer": tokenizer.files[TOKENIZER]["sha256"]}
+    stage = Stage("tokenize", 1, folders.tokenized, settings, curated, overwrite=config.data.overwrite)
+
+    def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
+        parts = curated.figures["parts"]
+        shared = {"tokenizer": str(folders.tokenizer), "curated": str(folders.curated)}
+        work = [{**shared, "index": index, "file": part["file"]} for index, part in enumerate(parts)]
+        results = run_units("pack: tokenize", "data.pack:tokenize_unit", stage.units("tokenize", work))
+        dtype = token_dtype(tokenizer.figures["vocab_size"])
+        records = [{"index": i, "documents": r["documents"], "dtype": dtype} for i, r in enumerate(results)]
+        figures = {"documents": sum(r["documents"] for r in results), "tokens": sum(r["tokens"] for r in results)}
+        return {**figures, "parts": records}, collect_files(results)
+
+    return run_stage(stage, body)
+
+
+def part_names(index: int) -> tuple[str, str]:
+    """Files of one tokenised part: tokens one document after another, and int64 ``[documents + 1]`` offsets."""
+    return f"part-{index:05d}.bin", f"offsets-{index:05d}.npy"
+
+
+def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Groups of at most BATCH texts that hold about BATCH_CHARS characters."""
+    group: list[str] = []
+    chars = 0
+    for text in texts:
+        group.append(text)
+        chars += len(text)
+        if len(group) == BATCH or chars >= BATCH_CHARS:
+            yield group
+            group, chars = [], 0
+    if group:
+        yield group
+
+
+@unit
+def tokenize_unit(work: Unit) -> Unit:
+    """Tokenises one curated part, an end token after each document. Memory: one batch."""
+    folder, names = Path(work["folder"]), part_names(work["index"])
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker is one of several on the machine
+    tokenizer = load_tokenizer(work["tokenizer"])
+    dtype, lengths = token_dtype(tokenizer.vocab_size), [0]
+    with atomic_path(folder / names[0]) as temporary, open(temporary, "wb") as file:
+        for texts in batches(read_texts(Path(work["curated"]) / work["file"])):
+            for ids in tokenizer.encode_batch(texts):
+                file.write(np.array([*ids, tokenizer.eos_id], dtype=dtype).tobytes())
+                lengths.append(len(ids) + 1)
+    write_array(folder / names[1], np.cumsum(lengths, dtype=np.int64))
+    return {"documents": len(lengths) - 1, "tokens": sum(lengths), "files": record_files(folder, names)}
+
+
+@unit
+def pack_unit(work: Unit) -> Unit:
+    """Gathers the documents ``first:last`` of the order into one output shard."""
+    order = np.load(Path(work["ordered"]) / ORDER, mmap_mode="r")[work["first"] : work["last"]]
+    documents = gather(Path(work["tokenized"]), work["parts"], order)
+    numbered = zip(range(work["first"], work["last"]), documents, strict=True)
+    counts = write_shard(work["folder"], work["index"], numbered, work["context"], work["vocab_size"], work["pad_id"])
+    return {**counts, "files": record_files(work["folder"], shard_names(work["index"]))}
+
+
+def gather(folder: Path, parts: list[dict[str, Any]], order: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[Any]]:
+    """Tokens of the documents with the given numbers, through memory maps of the tokenised parts."""
+    starts = np.cumsum([0, *(part["documents"] for part in parts)])
+    maps: dict[int, tuple[npt.NDArray[Any], npt.NDArray[np.int64]]] = {}
+    for document in order.tolist():
+        number = int(np.searchsorted(starts, document, side="right")) - 1
+        if number not in maps:
+            tokens, offsets = (folder / name for name in part_names(parts[number]["index"]))
+            maps[number] = np.memmap(tokens, dtype=parts[number]["dtype"], mode="r"), np.load(offsets, mmap_mode="r")
+        tokens, offsets = maps[number]
+        row = document - int(starts[number])
+        yield tokens[offsets[row] : offsets[row + 1]]
