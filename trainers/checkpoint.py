@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -28,6 +29,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from conf.errors import DataError, ResourceError
 from data.files import fsync_folder, write_atomic
@@ -67,6 +70,7 @@ _INDEX_TYPES = {
     ("torch.serialization", "_get_layout"),
     ("collections", "OrderedDict"),
     ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),
 }
 
 
@@ -80,11 +84,15 @@ class _IndexUnpickler(pickle.Unpickler):
         return value
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     """DCP's reader, without its trust in the index."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        metadata = _IndexUnpickler(io.BytesIO((Path(self.path) / ".metadata").read_bytes())).load()
+        file = Path(self.path) / ".metadata"
+        try:
+            metadata = _IndexUnpickler(io.BytesIO(file.read_bytes())).load()
+        except pickle.UnpicklingError as error:
+            raise DataError(str(file), str(error), "the index of a checkpoint", "use another checkpoint") from error
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id
@@ -96,8 +104,8 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
     options = StateDictOptions(flatten_optimizer_state_dict=True)
     weights = get_model_state_dict(model)
     moments = get_optimizer_state_dict(model, optimizer, options=options)
-    named = {_MODEL + name: value for name, value in weights.items()}
-    named.update({_OPTIMIZER + name: value for name, value in moments.items()})
+    named: dict[str, Any] = {_MODEL + name: value for name, value in weights.items()}
+    named |= {_OPTIMIZER + name: value for name, value in moments.items()}
     return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
 
@@ -140,8 +148,8 @@ class Checkpoints:
             beside.mkdir(parents=True)
 
     def _write_tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer, beside: Path) -> None:
-        writer = dcp.FileSystemWriter(beside, single_file_per_rank=True, sync_files=True)
-        dcp.save(_tensors(model, optimizer), storage_writer=writer, process_group=self.group)
+        writer = FileSystemWriter(beside, single_file_per_rank=True, sync_files=True)
+        save(_tensors(model, optimizer), storage_writer=writer, process_group=self.group)
 
     def _commit(self, beside: Path, final: Path, state: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
         if self.rank != 0:
@@ -161,7 +169,7 @@ class Checkpoints:
         result, error = None, ""
         try:
             result = work()
-        except (OSError, ResourceError, DataError, dcp.CheckpointException) as failure:
+        except (OSError, ResourceError, DataError, CheckpointException) as failure:
             error = f"rank {self.rank}: {_reason(failure)}"
         outcomes: list[Any] = [None] * dist.get_world_size(self.group)
         dist.all_gather_object(outcomes, (error, result), group=self.group)
@@ -216,7 +224,10 @@ class Checkpoints:
 
     def _read_tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
         tensors = _tensors(model, optimizer)
-        dcp.load(tensors, storage_reader=_Reader(path), process_group=self.group)
+        try:
+            load(tensors, storage_reader=_Reader(path), process_group=self.group)
+        except CheckpointException as failure:  # not an Exception: it would pass every handler above
+            raise DataError(str(path), _reason(failure), "a checkpoint of this program", "use another one") from failure
         weights = {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
         set_model_state_dict(model, weights)
         options = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -231,9 +242,9 @@ class Checkpoints:
             self.log(message)
 
 
-def _reason(failure: Exception) -> str:
+def _reason(failure: BaseException) -> str:
     """One line on what failed; DCP wraps the ranks' exceptions."""
-    if isinstance(failure, dcp.CheckpointException):
+    if isinstance(failure, CheckpointException):
         return "; ".join(f"rank {rank}: {wrapped[0]}" for rank, wrapped in sorted(failure.failures.items()))
     return " ".join(str(failure).split())
 
@@ -277,5 +288,5 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             weights[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # no process group is what is asked for
-        dcp.load(weights, storage_reader=reader, no_dist=True)
+        load(weights, storage_reader=reader, no_dist=True)
     return {name.removeprefix(_MODEL): value for name, value in weights.items()}

@@ -15,10 +15,16 @@ from typing import Any
 from conf.errors import DataError
 from data.files import file_digest, fsync_folder, write_atomic
 
+CHECKPOINTS = "checkpoints"  # folder below run_dir
 MARKER = "COMPLETE"
 STATE = "state.json"
 TEMPORARY, DAMAGED = ".tmp", ".corrupt"
 _NAME = re.compile(r"step-(\d{9,})")
+
+
+def checkpoints_folder(run_dir: str) -> Path:
+    """Return where the checkpoints of a run live."""
+    return Path(run_dir).absolute() / CHECKPOINTS
 
 
 def step_folder(folder: Path, step: int) -> Path:

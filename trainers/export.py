@@ -12,10 +12,9 @@ from data.tokenize import load_tokenizer
 from models.decoder import Decoder, ModelSpec, RopeSpec
 from models.hf import save_hf
 from trainers.checkpoint import load_weights
-from trainers.checkpoint_folder import complete_checkpoints, read_state, step_folder, step_of
+from trainers.checkpoint_folder import checkpoints_folder, complete_checkpoints, read_state, step_folder, step_of
 
 LINEAGE_FILE = "sundog.json"
-CHECKPOINTS = "checkpoints"
 
 
 def choose_checkpoint(config: RunConfig) -> Path:
@@ -24,7 +23,7 @@ def choose_checkpoint(config: RunConfig) -> Path:
     Raises:
         DataError: there is none.
     """
-    folder = Path(config.run_dir).absolute() / CHECKPOINTS
+    folder = checkpoints_folder(config.run_dir)
     found = complete_checkpoints(folder)
     if not found:
         raise DataError("run_dir", config.run_dir, "it must hold a complete checkpoint", "run `sundog train` first")
@@ -59,8 +58,8 @@ def export(config: RunConfig) -> Path:
     checkpoint = choose_checkpoint(config)
     weights = load_weights(checkpoint)
     state = read_state(checkpoint)
-    sizes = dict(state["identity"]["model"])
-    spec = ModelSpec(**(sizes | {"rope": RopeSpec(**sizes["rope"])}))
+    sizes: dict[str, Any] = state["identity"]["model"]
+    spec = ModelSpec(**{**sizes, "rope": RopeSpec(**sizes["rope"])})
     folder = stage_folders(config).tokenizer
     digest = load_tokenizer(folder).digest
     if digest != state["identity"]["tokenizer"]:

@@ -1,5 +1,6 @@
 """Where a run comes from: the data stages behind it, its config, the code's revision. No torch."""
 
+import functools
 import os
 import subprocess
 from dataclasses import asdict
@@ -8,12 +9,14 @@ from typing import Any
 
 from conf.schema import RunConfig
 from data.files import digest_json
-from data.manifest import read_manifest, stage_folders
+from data.manifest import has_manifest, read_manifest
+from data.stages import stage_folders
 
 FILE_NAME = "lineage.json"
 REVISION_VARIABLE = "SUNDOG_GIT_REVISION"  # for workers whose copy of the code has no .git
 
 
+@functools.cache
 def git_revision() -> str:
     """Return the revision of this code, with ``-dirty`` where tracked files changed, or ``unknown``."""
     given = os.environ.get(REVISION_VARIABLE, "")
@@ -46,19 +49,14 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
 
 def stages(config: RunConfig) -> dict[str, dict[str, Any]]:
     """Return folder, fingerprint and parent of each data stage that left a manifest, first stage first."""
+    folders = stage_folders(config)
     found = {}
-    for name, folder in _folders(config).items():
-        if (folder / "manifest.json").is_file():
+    for name, folder in (("curated", folders.curated), ("ordered", folders.ordered), ("packed", folders.packed)):
+        if has_manifest(folder):
             manifest = read_manifest(folder)
             found[name] = {
-                "folder": str(folder.resolve()),
+                "folder": str(folder),
                 "fingerprint": manifest.fingerprint,
-                "parent": manifest.parent,
                 "figures": manifest.figures,
             }
     return found
-
-
-def _folders(config: RunConfig) -> dict[str, Path]:
-    folders = stage_folders(config)
-    return {"curated": folders.curated, "ordered": folders.ordered, "packed": folders.packed}

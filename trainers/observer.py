@@ -4,7 +4,6 @@ import json
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -41,11 +40,9 @@ class Observer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._tracker is not None:
-            self._tracker.close(finished=error is None)
+            self._tracker.close(finished=error[0] is None)
 
     def start(self, run_id: str, resume_step: int) -> None:
         """Open the records of a run that has done ``resume_step`` steps, and write where its data comes from."""

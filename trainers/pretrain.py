@@ -34,7 +34,7 @@ from parallel.mesh import Mesh, build_mesh
 from trainers import console
 from trainers.cancel import any_stopping
 from trainers.checkpoint import Checkpoints
-from trainers.checkpoint_folder import step_folder
+from trainers.checkpoint_folder import checkpoints_folder, step_folder
 from trainers.control import Control, LocalControl
 from trainers.evaluate import evaluate
 from trainers.lineage import changed_keys
@@ -46,8 +46,6 @@ from trainers.state import StateWriter, TrainState, identity
 from trainers.step import to_local, train_step
 from trainers.throughput import Meter
 from trainers.tracking import require_tracker, run_id
-
-CHECKPOINTS = "checkpoints"  # folder below run_dir
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def run(config: RunConfig, control: Control) -> dict[str, Any]:
         optimizer = build_optimizer(model, config.trainer)
 
         origin = identity(config, asdict(spec), corpus.tokenizer.digest, corpus.shards.fingerprint)
-        folder = Path(config.run_dir).absolute() / CHECKPOINTS
+        folder = checkpoints_folder(config.run_dir)
         checkpoints = Checkpoints(folder, config.trainer.keep_checkpoints, runtime.io_group, observer.log)
         restored = checkpoints.restore(model, optimizer, origin)
         state = TrainState.from_json(restored) if restored else TrainState()
@@ -228,10 +226,12 @@ def _similarity(shards: Shards) -> dict[str, float]:
 def _summary(config: RunConfig, spec: ModelSpec, mesh: Mesh, corpus: Corpus, state: TrainState) -> str:
     start = f"resuming after step {state.step}" if state.step else "from step 0"
     source = f" (weights and sizes of {config.trainer.init_from})" if config.trainer.init_from else ""
+    loader = corpus.loader
     return (
-        f"train {console.short_number(spec.parameters())} parameters{source}, {mesh.dp_size} dp x {mesh.cp_size} cp ranks, "
-        f"sequence={config.sequence.strategy}, sharding={config.sharding.kind}, {corpus.loader.train_windows} windows of "
-        f"{config.data.context} tokens + {corpus.loader.eval_windows} held out, {start}"
+        f"train {console.short_number(spec.parameters())} parameters{source}, "
+        f"{mesh.dp_size} dp x {mesh.cp_size} cp ranks, sharding={config.sharding.kind}, "
+        f"sequence={config.sequence.strategy}, {loader.train_windows} windows of {config.data.context} tokens "
+        f"and {loader.eval_windows} held out, {start}"
     )
 
 

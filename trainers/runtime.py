@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from conf.errors import ConfigError
 from conf.schema import RunConfig
@@ -61,10 +62,11 @@ def process_group(config: RunConfig) -> Iterator[Runtime]:
     if own:
         rank, world_size = _environment(config)
         torch.set_num_threads(config.cluster.threads_per_rank or max(1, int(config.cluster.cpus_per_rank)))
-        store = dist.HashStore() if world_size == 1 else None
+        store = HashStore() if world_size == 1 else None
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     io_group = dist.new_group(backend="gloo", timeout=FILE_TIMEOUT_FACTOR * timeout)
+    assert isinstance(io_group, dist.ProcessGroup), "every rank belongs to the group of all ranks"
     try:
         yield Runtime(dist.get_rank(), dist.get_world_size(), device, io_group)
     finally:

@@ -58,8 +58,9 @@ class Meter:
     def __init__(self, config: RunConfig, spec: ModelSpec, runtime: Runtime) -> None:
         self._device = runtime.device
         flops, peak = useful_flops_per_token(config, spec), peak_flops(runtime.device)
-        known = flops is not None and peak is not None and config.trainer.precision == "bf16"
-        self._flops_per_peak = flops / (peak * runtime.world_size) if known else None
+        self._flops_per_peak: float | None = None
+        if flops is not None and peak is not None and config.trainer.precision == "bf16":
+            self._flops_per_peak = flops / (peak * runtime.world_size)
         self._started = self._waited = 0.0
 
     def start(self) -> None:

@@ -112,8 +112,9 @@ class Tracker:
     def _log_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         import wandb
 
-        columns = ["step", "prompt", "continuation"]
-        table = wandb.Table(columns=columns, data=[[step, row["prompt"], row["continuation"]] for row in rows])
+        table = wandb.Table(columns=["step", "prompt", "continuation"])
+        for row in rows:
+            table.add_data(step, row["prompt"], row["continuation"])
         self._wandb.log({"samples": table}, step=step)
 
     def sync(self) -> None:

@@ -1,0 +1,168 @@
+"""Pictures of a run from its records: each function returns a finished matplotlib figure. No torch, no display."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+Record = Mapping[str, Any]
+Series = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]  # steps, values
+
+BLUE, ORANGE, GREEN, GREY = "#2a6fbb", "#d9680f", "#2c8a57", "#8a8f98"
+_INK, _GRID = "#2b2f36", "#e3e6ea"
+SMOOTH_STEPS = 21  # drawn only where there are clearly more
+
+
+def series(records: Sequence[Record], name: str) -> Series:
+    """Return the steps and values of a metric, where it was recorded."""
+    found = [(record["step"], record[name]) for record in records if isinstance(record.get(name), int | float)]
+    steps, values = (zip(*found, strict=True)) if found else ((), ())
+    return np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64)
+
+
+def smooth(values: npt.NDArray[np.float64], window: int = SMOOTH_STEPS) -> npt.NDArray[np.float64]:
+    """Return the centred moving mean, over a smaller (still centred) window at the ends: it neither lags nor bends."""
+    index = np.arange(values.size)
+    radius = np.minimum(np.minimum(index, index[::-1]), window // 2)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    return (sums[index + radius + 1] - sums[index - radius]) / (2 * radius + 1)
+
+
+def _axes(title: str, unit: str, height: float = 3.2) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, height), dpi=120, layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11, color=_INK, fontweight="bold")
+    axes.set_ylabel(unit, fontsize=9, color=_INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(labelsize=8, colors=_INK)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _line(axes: Axes, data: Series, color: str, label: str, width: float = 1.6, alpha: float = 1.0) -> None:
+    """A line, or a dot where there is one point only."""
+    marker = "o" if data[0].size < 3 else None
+    axes.plot(*data, color=color, linewidth=width, alpha=alpha, label=label, marker=marker, markersize=4)
+
+
+def _step_axis(axes: Axes, last: float) -> None:
+    axes.set_xlabel("optimizer step", fontsize=9, color=_INK)
+    axes.set_xlim(0, 1.03 * last if last > 1 else 2)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+
+
+def _legend(axes: Axes) -> None:
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+
+
+def loss(records: Sequence[Record]) -> Figure | None:
+    """Training loss, its moving average, and the held-out loss."""
+    train, held_out = series(records, "train/loss"), series(records, "eval/loss")
+    if not train[0].size:
+        return None
+    figure, axes = _axes("Loss", "nats per token")
+    if train[0].size > 2 * SMOOTH_STEPS:
+        _line(axes, train, BLUE, "training", width=0.8, alpha=0.35)
+        _line(axes, (train[0], smooth(train[1])), BLUE, f"training, mean over {SMOOTH_STEPS} steps")
+    else:
+        _line(axes, train, BLUE, "training")
+    if held_out[0].size:
+        axes.plot(*held_out, color=ORANGE, linewidth=1.2, marker="o", markersize=4, label="held out")
+    _step_axis(axes, train[0].max())
+    _legend(axes)
+    return figure
+
+
+def loss_by_position(records: Sequence[Record]) -> Figure | None:
+    """Held-out loss against the context that a token has: of the first evaluation and of the last."""
+    prefix = "eval/loss_by_position/"
+    evaluated = [record for record in records if any(name.startswith(prefix) for name in record)]
+    if not evaluated:
+        return None
+    figure, axes = _axes("Held-out loss by position", "nats per token")
+    chosen = [(evaluated[-1], BLUE)] if len(evaluated) == 1 else [(evaluated[0], GREY), (evaluated[-1], BLUE)]
+    names: list[str] = []
+    for record, color in chosen:
+        buckets = {name.removeprefix(prefix): value for name, value in record.items() if name.startswith(prefix)}
+        names = sorted(buckets, key=lambda bucket: int(bucket.split("-")[0]))
+        values = [np.nan if buckets[name] is None else buckets[name] for name in names]
+        axes.plot(range(len(names)), values, color=color, marker="o", markersize=5, label=f"step {record['step']}")
+    axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 8 else 0)
+    axes.set_xlabel("tokens of context before the label", fontsize=9, color=_INK)
+    _legend(axes)
+    return figure
+
+
+def _single(records: Sequence[Record], name: str, title: str, unit: str, color: str, zero: bool) -> Figure | None:
+    data = series(records, name)
+    if not data[0].size:
+        return None
+    figure, axes = _axes(title, unit, height=2.6)
+    if zero and data[0].size > 2 * SMOOTH_STEPS:
+        _line(axes, data, color, title, width=0.7, alpha=0.35)
+        _line(axes, (data[0], smooth(data[1])), color, "mean")
+    else:
+        _line(axes, data, color, title)
+    if zero:
+        axes.set_ylim(0, 1.1 * data[1].max() or 1.0)
+    if data[1].max() >= 1000:
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    _step_axis(axes, data[0].max())
+    return figure
+
+
+def throughput(records: Sequence[Record]) -> Figure | None:
+    """Tokens per second."""
+    return _single(records, "throughput/tokens_per_sec", "Throughput", "tokens per second", GREEN, zero=True)
+
+
+def memory(records: Sequence[Record]) -> Figure | None:
+    """Peak memory of the fullest rank."""
+    return _single(records, "memory/peak_gb", "Peak memory of a rank", "GB", BLUE, zero=True)
+
+
+def learning_rate(records: Sequence[Record]) -> Figure | None:
+    """The schedule as it was run."""
+    return _single(records, "optim/lr", "Learning rate", "", GREY, zero=False)
+
+
+def grad_norm(records: Sequence[Record]) -> Figure | None:
+    """Gradient norm before clipping."""
+    return _single(records, "optim/grad_norm", "Gradient norm before clipping", "", ORANGE, zero=True)
+
+
+def dropped(figures: Mapping[str, Any]) -> Figure | None:
+    """Documents by what became of them, from the curated manifest's figures."""
+    counts = {"kept": int(figures.get("kept", 0)), **{k: int(v) for k, v in figures.get("dropped", {}).items()}}
+    counts = dict(sorted(counts.items(), key=lambda item: (item[0] != "kept", -item[1])))
+    if sum(counts.values()) == 0:
+        return None
+    figure, axes = _axes("What became of the documents", "", height=1.2 + 0.3 * len(counts))
+    axes.grid(visible=False)
+    places = range(len(counts))
+    axes.barh(places, list(counts.values()), color=[GREEN if name == "kept" else GREY for name in counts], height=0.7)
+    axes.set_yticks(places, list(counts))
+    axes.invert_yaxis()
+    for place, count in zip(places, counts.values(), strict=True):
+        axes.text(count, place, f" {count:,}", va="center", fontsize=8, color=_INK)
+    axes.set_xlabel("documents", fontsize=9, color=_INK)
+    axes.margins(x=0.12)
+    return figure
+
+
+# File name to picture, in the order of the page.
+PICTURES: dict[str, Callable[[Sequence[Record]], Figure | None]] = {
+    "loss": loss,
+    "loss_by_position": loss_by_position,
+    "throughput": throughput,
+    "memory": memory,
+    "learning_rate": learning_rate,
+    "grad_norm": grad_norm,
+}
