@@ -48,15 +48,7 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
 
 
 def stages(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Return folder, fingerprint and parent of each data stage that left a manifest, first stage first."""
+    """Return the manifest of each data stage that left one, first stage first: the content of lineage.json."""
     folders = stage_folders(config)
-    found = {}
-    for name, folder in (("curated", folders.curated), ("ordered", folders.ordered), ("packed", folders.packed)):
-        if has_manifest(folder):
-            manifest = read_manifest(folder)
-            found[name] = {
-                "folder": str(folder),
-                "fingerprint": manifest.fingerprint,
-                "figures": manifest.figures,
-            }
-    return found
+    named = {"curated": folders.curated, "ordered": folders.ordered, "packed": folders.packed}
+    return {name: asdict(read_manifest(folder)) for name, folder in named.items() if has_manifest(folder)}

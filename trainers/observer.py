@@ -48,9 +48,8 @@ class Observer:
         """Open the records of a run that has done ``resume_step`` steps, and write where its data comes from."""
         if self._runtime.rank != 0:
             return
-        run_dir = Path(self._config.run_dir)
-        facts = {"git_revision": lineage.git_revision(), "stages": lineage.stages(self._config)}
-        write_atomic(run_dir / lineage.FILE_NAME, json.dumps(facts, indent=1) + "\n")
+        origin = json.dumps(lineage.stages(self._config), indent=1)
+        write_atomic(Path(self._config.run_dir) / lineage.FILE_NAME, origin + "\n")
         self._tracker = Tracker(self._config, run_id, resume_step, self._runtime.world_size, self.log)
 
     def log(self, message: str) -> None:

@@ -135,10 +135,8 @@ def train(config: RunConfig, control: Control, runtime: Runtime, parts: Parts, s
         if stopped or _due(state.step, trainer.checkpoint_every, trainer.steps):
             once = _save(parts, state)
             saved_at = state.step
-    if stopped and state.step < trainer.steps:
-        parts.observer.log(f"stopped at step {state.step}, checkpoint written; the same command goes on from here")
     return {
-        "status": "stopped" if stopped and state.step < trainer.steps else "done",
+        "status": "done" if state.step >= trainer.steps else "stopped",
         "step": state.step,
         "tokens": state.tokens,
         "loss": state.loss,
@@ -267,7 +265,10 @@ def main(arguments: list[str] | None = None) -> int:
     except SundogError as error:
         console.complain(str(error))
         return error.exit_code
-    return EXIT_STOPPED if result["status"] == "stopped" else EXIT_DONE
+    if result["status"] == "stopped":
+        console.complain(f"stopped at step {result['step']}, checkpoint written; the same command goes on from there")
+        return EXIT_STOPPED
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def read_run(run_dir: Path) -> RunFolder:
         config=_read(run_dir / "config.yaml", {}),
         status=_read(run_dir / "status.json", {}),
         attempts=_read_lines(run_dir / "attempts.jsonl"),
-        stages=_read(run_dir / LINEAGE_FILE, {}).get("stages", {}),
+        stages=_read(run_dir / LINEAGE_FILE, {}),
     )
 
 
@@ -112,7 +112,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     seconds = float(plots.series(run.metrics, "time/step_sec")[1].sum())
     checkpoints = complete_checkpoints(checkpoints_folder(str(run.path)))
     facts = [
-        ("status", str(run.status.get("status", "done" if last["step"] == total else "unfinished"))),
+        ("status", str(run.status.get("state", "done" if last["step"] == total else "unfinished"))),
         ("step", f"{last['step']}" + (f" of {total}" if total else "")),
         ("loss", f"{_number(first.get('train/loss'))} to {_number(last.get('train/loss'))}"),
         ("held out", _number(held_out[-1] if held_out else None)),
@@ -152,11 +152,11 @@ def _sections(run: RunFolder) -> list[tuple[str, str]]:
         for row in record.get("rows", [])
     ]
     stages = [
-        (name, stage.get("fingerprint", "")[:16], stage.get("folder", ""), _short(stage.get("figures", {})))
+        (name, stage.get("fingerprint", "")[:16], stage.get("created", ""), _short(stage.get("figures", {})))
         for name, stage in run.stages.items()
     ]
     attempts = [(index + 1, _short(attempt)) for index, attempt in enumerate(run.attempts)]
-    columns = ("stage", "fingerprint", "folder", "figures")
+    columns = ("stage", "fingerprint", "made", "figures")
     return [
         ("Samples", _table(samples, ("step", "prompt", "continuation")) if samples else ""),
         ("Data", _table(stages, columns) if stages else ""),

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_buckets_tile_the_context(context: int) -> None:
     buckets = metrics.position_buckets(context)
     assert buckets[0][0] == 0
     assert buckets[-1][1] == context
-    assert all(a[1] == b[0] for a, b in zip(buckets, buckets[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(buckets))
     assert all(start < end for start, end in buckets)
 
 

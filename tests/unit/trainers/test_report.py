@@ -61,11 +61,9 @@ def test_page_shows_samples_stages_and_config_escaped(tmp_path: Path) -> None:
         3,
         samples__jsonl=json.dumps({"step": 2, "rows": rows}) + "\n",
         config__yaml="name: my run\ntrainer: {steps: 3}\n",
-        lineage__json=json.dumps(
-            {"stages": {"curated": {"folder": "/c", "fingerprint": "f" * 64, "figures": figures}}}
-        ),
+        lineage__json=json.dumps({"curated": {"fingerprint": "f" * 64, "figures": figures}}),
         attempts__jsonl='{"attempt": 1, "error": "rank 1 was killed"}\n',
-        status__json='{"status": "stopped"}',
+        status__json='{"state": "stopped"}',
     )
     text = write_report(run).read_text()
     assert "<script>" not in text

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_cosine_ends_at_the_floor_on_the_last_step_and_stays_there() -> None:
 def test_falls_monotonically_after_warmup() -> None:
     trainer = TrainerConfig(steps=50, warmup_steps=5)
     rates = [learning_rate(step, trainer) for step in range(4, 50)]
-    assert all(a > b for a, b in zip(rates, rates[1:], strict=False))
+    assert all(a > b for a, b in pairwise(rates))
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (5, 5)])
