@@ -63,7 +63,7 @@ def drop_table(manifest: Manifest) -> str:
 def main(name: str, config: RunConfig) -> int:
     manifest, seconds = run_stage(name, config)
     if manifest.reused:
-        print(f"{name}: nothing to do, {manifest.folder} is complete ({manifest.fingerprint[:12]})")
+        print(f"{name}: nothing to do, complete since {manifest.created} (fingerprint {manifest.fingerprint[:12]})")
     print(f"{name}: {describe(name, manifest)}  [{format_seconds(seconds)}]")
     if name == "curate" and (table := drop_table(manifest)):
         print(f"dropped, by reason:\n{table}")

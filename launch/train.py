@@ -25,7 +25,7 @@ from data.stages import stage_folders
 from launch.lock import exclusive
 from launch.plan import describe_mesh, describe_model
 from launch.preflight import dump
-from trainers.console import Console
+from trainers.console import show
 
 RANK_FUNCTION = "trainers.pretrain:run"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -78,11 +78,10 @@ def train(config: RunConfig) -> dict[str, Any]:
     """
     with exclusive(Path(config.run_dir)), stop_requests() as stops:
         prepare(config)
-        console = Console(config.trainer.steps, config.trainer.log_every)
         write_status(config, "running")
         try:
             with connect(config.cluster):
-                result = supervise(config, RANK_FUNCTION, on_event=console.show, stop=lambda: len(stops))
+                result = supervise(config, RANK_FUNCTION, on_event=show, stop=lambda: len(stops))
         except BaseException as error:
             code = error.exit_code if isinstance(error, SundogError) else EXIT_BUG
             write_status(config, "failed", exit_code=code, error=str(error))
