@@ -1,0 +1,158 @@
+"""DDP and FSDP2 with sequence parallelism train as one process does: losses, gradients, norms and weights."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from conf.rules import MeshSizes
+from conf.schema import ModelConfig, RunConfig
+from models.decoder import Decoder, ModelSpec
+from parallel.apply import parallelize, unwrap
+from parallel.batch import shard_batch
+from parallel.gradients import clip_grad_norm, no_sync, scale_factor
+from parallel.mesh import build_mesh
+from tests.helpers.dist import run_distributed
+
+WINDOWS, CONTEXT, VOCABULARY, STEPS, LR, CLIP = 8, 24, 61, 4, 0.5, 0.4
+BOUND = 2e-5  # of weights and gradients, relative to the largest of each tensor; losses: absolute
+
+
+@dataclass(frozen=True)
+class Setup:
+    kind: str
+    sizes: MeshSizes
+    strategy: str = "token_ring"
+    layout: str = "zigzag"
+    recompute: str = "none"
+    documents: bool = False
+    micro_batches: int = 1
+    precision: str = "fp32"
+
+    def config(self) -> RunConfig:
+        config = RunConfig()
+        config.sharding.kind, config.trainer.precision = self.kind, self.precision
+        config.sequence.strategy, config.sequence.layout = self.strategy, self.layout
+        config.trainer.recompute = self.recompute
+        return config
+
+
+def _model() -> Decoder:
+    sizes = ModelConfig(dim=32, layers=2, heads=4, kv_heads=2, ffn_dim=48)
+    return Decoder(ModelSpec.from_config(sizes, VOCABULARY)).initialise(7)
+
+
+def _batch(step: int, documents: bool) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    tokens = torch.randint(0, VOCABULARY, (WINDOWS, CONTEXT), generator=generator)
+    labels = tokens.roll(-1, 1)
+    labels[:, -1] = -100
+    labels[: WINDOWS // 2, : CONTEXT // 2] = -100  # ranks have unequal numbers of labels
+    ids = (torch.rand(WINDOWS, CONTEXT, generator=generator) < 0.15).cumsum(1)
+    if not documents:
+        ids = torch.zeros_like(ids)
+    positions = torch.arange(CONTEXT).expand(WINDOWS, CONTEXT).contiguous()
+    return {"tokens": tokens, "labels": labels, "positions": positions, "document_ids": ids}
+
+
+def _whole(x: Tensor | None) -> Tensor:
+    assert x is not None
+    return (x.full_tensor() if isinstance(x, DTensor) else x).detach().clone()
+
+
+def _record(model: nn.Module, what: str) -> dict[str, Tensor]:
+    return {n: _whole(p.grad if what == "grad" else p) for n, p in unwrap(model).named_parameters()}
+
+
+def _train(model: nn.Module, setup: Setup, mesh: Any) -> list[dict[str, Any]]:
+    optimizer = torch.optim.SGD(model.parameters(), LR)
+    records: list[dict[str, Any]] = []
+    for step in range(STEPS):
+        batch = _batch(step, setup.documents)
+        labels = int((batch["labels"] != -100).sum())
+        scale, total = 1.0, torch.zeros(())
+        if mesh is not None:
+            share = WINDOWS // mesh.dp_size
+            batch = {n: x[mesh.dp_rank * share : (mesh.dp_rank + 1) * share] for n, x in batch.items()}
+            batch, scale = shard_batch(batch, mesh, setup.layout), scale_factor(mesh)
+        rows = batch["tokens"].shape[0] // setup.micro_batches
+        for micro in range(setup.micro_batches):
+            part = {n: x[micro * rows : (micro + 1) * rows] for n, x in batch.items()}
+            ids = part["document_ids"] if setup.documents else None
+            autocast = torch.autocast("cpu", torch.bfloat16, enabled=setup.precision == "bf16" and setup.kind == "ddp")
+            with no_sync(model, enabled=micro + 1 < setup.micro_batches):
+                with autocast:
+                    loss, _ = model(part["tokens"], part["positions"], ids, labels=part["labels"])
+                (loss * scale / labels).backward()
+            total += loss.detach()
+        if mesh is not None:
+            dist.all_reduce(total)
+        grads = _record(model, "grad")
+        norm = clip_grad_norm(model, CLIP, cast(Any, mesh))
+        optimizer.step()
+        optimizer.zero_grad()
+        records.append({"loss": total.item() / labels, "norm": norm.item(), "grads": grads})
+    return [*records, {"weights": _record(model, "weight")}]
+
+
+def _run(rank: int, world_size: int, setups: list[Setup]) -> list[list[dict[str, Any]]]:
+    results = []
+    for setup in setups:
+        mesh = build_mesh(setup.sizes, "cpu")
+        results.append(_train(parallelize(_model(), mesh, setup.config()), setup, mesh))
+    return results
+
+
+def _distance(ours: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
+    assert ours.keys() == exact.keys()
+    return max(((ours[n] - exact[n]).abs().max() / exact[n].abs().max()).item() for n in exact)
+
+
+SETUPS = {
+    2: [
+        Setup("ddp", MeshSizes(1, 1, 2)),
+        Setup("ddp", MeshSizes(2, 1, 1), "local", "contiguous", documents=True),
+        Setup("fsdp", MeshSizes(1, 1, 2), recompute="full", documents=True),
+        Setup("fsdp", MeshSizes(1, 2, 1), "local", "contiguous", micro_batches=2),
+    ],
+    4: [
+        Setup("ddp", MeshSizes(2, 1, 2), "ring", recompute="full", micro_batches=2),
+        Setup("fsdp", MeshSizes(1, 2, 2), "token_ring", "contiguous", micro_batches=2, documents=True),
+        Setup("fsdp", MeshSizes(2, 1, 2), recompute="full"),
+        Setup("fsdp", MeshSizes(2, 2, 1), "local", "contiguous"),
+    ],
+}
+
+
+@pytest.mark.parametrize("world_size", SETUPS)
+def test_sharded_training_equals_one_process(world_size: int) -> None:
+    setups = SETUPS[world_size]
+    for rank, results in enumerate(run_distributed(_run, world_size, setups)):
+        for setup, result in zip(setups, results, strict=True):
+            exact = _train(_model(), Setup("none", MeshSizes(1, 1, 1), documents=setup.documents), None)
+            for step in range(STEPS):
+                ours, wanted = result[step], exact[step]
+                where = f"rank {rank}, step {step}, {setup}"
+                assert ours["loss"] == pytest.approx(wanted["loss"], abs=BOUND), where
+                assert ours["norm"] == pytest.approx(wanted["norm"], rel=BOUND), where
+                assert _distance(ours["grads"], wanted["grads"]) < BOUND, where
+            assert _distance(result[-1]["weights"], exact[-1]["weights"]) < BOUND, f"rank {rank}, {setup}"
+            assert exact[0]["norm"] > CLIP, "clipping must have something to do"
+
+
+def test_bf16_trains_close_to_fp32() -> None:
+    """bf16 products over fp32 weights: 8 bits of mantissa, so a gradient is right to a few percent."""
+    setups = [
+        Setup("ddp", MeshSizes(1, 1, 2), precision="bf16"),
+        Setup("fsdp", MeshSizes(1, 1, 2), precision="bf16"),
+    ]
+    exact = _train(_model(), Setup("none", MeshSizes(1, 1, 1)), None)
+    for results in run_distributed(_run, 2, setups):
+        for setup, result in zip(setups, results, strict=True):
+            assert result[0]["loss"] == pytest.approx(exact[0]["loss"], rel=5e-3), setup
+            assert result[0]["norm"] == pytest.approx(exact[0]["norm"], rel=2e-2), setup
+            assert result[-2]["loss"] == pytest.approx(exact[-2]["loss"], rel=1e-2), setup
