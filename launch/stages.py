@@ -43,9 +43,11 @@ def describe(name: str, manifest: Manifest) -> str:
         dropped = sum(figures["dropped"].values())
         return f"{figures['documents_read']:,} documents -> {figures['kept']:,} kept, {dropped:,} dropped"
     if name == "order":
+        if figures["adjacent_similarity"] is None:
+            return f"{figures['documents']:,} documents at random"
         return (
             f"{figures['documents']:,} documents, similarity of neighbours in the order "
-            f"{figures['adjacent_similarity']:.2f} (random order: {figures['random_similarity']:.2f})"
+            f"{figures['adjacent_similarity']:.2f} (random order: {abs(figures['random_similarity']):.2f})"
         )
     return (
         f"{figures['windows']:,} windows of {manifest.config['context']} tokens, vocabulary {figures['vocab_size']:,}, "
