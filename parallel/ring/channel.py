@@ -7,6 +7,7 @@ a "ready to receive" note that queues behind a large payload makes the two direc
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -29,11 +30,11 @@ class Arrival:
 class Channel:
     """Messages between two ranks arrive in the order in which they were sent; there are no tags, as NCCL has none."""
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
         self._group = group
         # NCCL runs single operations one after the other on one stream, so that two ranks could wait for each other:
-        # there a step's receives and sends are posted as one group.
-        self._grouped = dist.get_backend(group) != "gloo"
+        # there a step's receives and sends are posted as one group. gloo, on CPUs, works on all of them at once.
+        self._grouped = device.type != "cpu"
         self._unposted: list[tuple[int, Arrival]] = []
         self._sent: list[tuple[Any, list[Tensor]]] = []
 

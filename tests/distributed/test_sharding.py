@@ -1,6 +1,7 @@
 """DDP and FSDP2 with sequence parallelism train as one process does: losses, gradients, norms and weights."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import pytest
@@ -112,6 +113,11 @@ def _distance(ours: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
     return max(((ours[n] - exact[n]).abs().max() / exact[n].abs().max()).item() for n in exact)
 
 
+@cache
+def _one_process(documents: bool) -> list[dict[str, Any]]:
+    return _train(_model(), Setup("none", MeshSizes(1, 1, 1), documents=documents), None)
+
+
 SETUPS = {
     2: [
         Setup("ddp", MeshSizes(1, 1, 2)),
@@ -133,7 +139,7 @@ def test_sharded_training_equals_one_process(world_size: int) -> None:
     setups = SETUPS[world_size]
     for rank, results in enumerate(run_distributed(_run, world_size, setups)):
         for setup, result in zip(setups, results, strict=True):
-            exact = _train(_model(), Setup("none", MeshSizes(1, 1, 1), documents=setup.documents), None)
+            exact = _one_process(setup.documents)
             for step in range(STEPS):
                 ours, wanted = result[step], exact[step]
                 where = f"rank {rank}, step {step}, {setup}"
@@ -150,7 +156,7 @@ def test_bf16_trains_close_to_fp32() -> None:
         Setup("ddp", MeshSizes(1, 1, 2), precision="bf16"),
         Setup("fsdp", MeshSizes(1, 1, 2), precision="bf16"),
     ]
-    exact = _train(_model(), Setup("none", MeshSizes(1, 1, 1)), None)
+    exact = _one_process(documents=False)
     for results in run_distributed(_run, 2, setups):
         for setup, result in zip(setups, results, strict=True):
             assert result[0]["loss"] == pytest.approx(exact[0]["loss"], rel=5e-3), setup

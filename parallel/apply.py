@@ -1,0 +1,38 @@
+"""Make a model parallel: the only place that knows the order in which the parts are applied."""
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from conf.schema import RunConfig
+from models.decoder import Decoder
+from parallel.attention import SequenceParallelCore
+from parallel.ddp import replicate_parameters
+from parallel.fsdp import shard_parameters
+from parallel.mesh import Mesh
+from parallel.recompute import recompute_blocks
+
+
+def parallelize(model: Decoder, mesh: Mesh, config: RunConfig) -> nn.Module:
+    """Apply sequence parallelism, recomputation and data parallelism to a model that is equal on all ranks.
+
+    Call the result as the model itself: ``model(tokens, positions, document_ids, labels=labels)`` with this rank's
+    shard of the windows (``parallel.batch.shard_batch``) gives the sum of the token losses of that shard and their
+    number. Gradients: see ``parallel.gradients.scale_factor``.
+
+    With ``sharding=fsdp`` the same object comes back with sharded parameters, in bf16 runs cast by FSDP's policy. With
+    ``sharding=ddp`` it is wrapped (see :func:`unwrap`) and the caller chooses the precision by ``torch.autocast``.
+    """
+    if mesh.cp_size > 1:
+        core = SequenceParallelCore(mesh.cp_group, config.sequence.strategy, config.sequence.layout)
+        model.set_attention_core(core)
+    if config.trainer.recompute == "full":
+        recompute_blocks(model.layers)
+    if config.sharding.kind == "fsdp":
+        shard_parameters(model, model.layers, mesh, config.trainer.precision)
+        return model
+    return replicate_parameters(model, mesh)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside what :func:`parallelize` returned, with its own names of parameters."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
