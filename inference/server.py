@@ -1,0 +1,134 @@
+"""The OpenAI-compatible HTTP application."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import JSONResponse
+from starlette.responses import Response as HttpResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from conf.errors import ConfigError
+from conf.schema import ServeConfig
+from inference.api import Api
+from inference.api_errors import install_handlers
+from inference.chat import ChatTemplate
+from inference.engine import Engine
+from inference.guard import Guard
+from inference.metrics import Metrics
+from inference.protocol import ChatRequest, CompletionRequest, ModelCard
+from inference.runner import Runner
+
+TOKEN_VARIABLE = "SUNDOG_API_TOKEN"
+AT_LEAST = {"max_concurrent": 1, "max_queue": 0, "max_body_bytes": 1, "max_tokens": 1}
+
+
+def build_app(model: str, settings: dict[str, Any]) -> FastAPI:
+    """The application that serves one model folder.
+
+    Args:
+        model: a Hugging Face folder with a tokenizer.
+        settings: fields of ``ServeConfig``; absent ones have their defaults. Without ``model_name`` the model is
+            called as its folder.
+
+    The bearer token is read from SUNDOG_API_TOKEN now; without it every request is let in. ``app.state.runner`` is
+    the ``Runner``.
+
+    Raises:
+        ConfigError: unknown settings or values out of range.
+        DataError: the folder cannot be read.
+    """
+    config = read_settings(model, settings)
+    engine = Engine(model)
+    runner = Runner(engine, config.max_concurrent, config.max_queue)
+    metrics = Metrics(runner)
+    api = Api(runner, ChatTemplate(model), metrics, config)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        runner.close()
+
+    app = FastAPI(title="Sundog", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.runner = runner
+    install_handlers(app)
+    app.add_middleware(Guard, token=os.environ.get(TOKEN_VARIABLE, ""), max_body_bytes=config.max_body_bytes)
+    app.add_middleware(CountAnswers, metrics=metrics)
+    _add_routes(app, api, _model_card(engine, config))
+    return app
+
+
+def read_settings(model: str, settings: dict[str, Any]) -> ServeConfig:
+    """``ServeConfig`` from a dict. Raises ConfigError for unknown keys and values out of range."""
+    unknown = [key for key in settings if key not in ServeConfig.__dataclass_fields__]
+    if unknown:
+        known = ", ".join(ServeConfig.__dataclass_fields__)
+        raise ConfigError(f"serve.{unknown[0]}", settings[unknown[0]], f"the settings are {known}", "remove it")
+    values: dict[str, Any] = {"model_name": Path(model).resolve().name, **settings}
+    config = ServeConfig(**values)
+    for name, least in AT_LEAST.items():
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < least:
+            raise ConfigError(f"serve.{name}", value, f"must be a whole number from {least} on", "choose another value")
+    return config
+
+
+def _add_routes(app: FastAPI, api: Api, card: ModelCard) -> None:
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        healthy = api.runner.healthy
+        return JSONResponse({"status": "ok" if healthy else "stopped"}, 200 if healthy else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> HttpResponse:
+        return HttpResponse(api.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/v1/models")
+    async def models() -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [card.model_dump()]})
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> JSONResponse:
+        api.check_model(name)
+        return JSONResponse(card.model_dump())
+
+    @app.post("/v1/completions")
+    async def completions(request: Request, body: CompletionRequest) -> HttpResponse:
+        return await api.completions(request, body)
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request, body: ChatRequest) -> HttpResponse:
+        return await api.chat_completions(request, body)
+
+
+def _model_card(engine: Engine, config: ServeConfig) -> ModelCard:
+    created = int((engine.folder / "config.json").stat().st_mtime)
+    return ModelCard(id=config.model_name, created=created, max_model_len=engine.context)
+
+
+class CountAnswers:
+    """ASGI middleware that counts answers by endpoint and status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def counting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # Only paths that exist become labels: a client must not be able to create series.
+                endpoint = scope["path"] if scope["path"] in ENDPOINTS else "other"
+                self.metrics.answers.labels(endpoint, str(message["status"])).inc()
+            await send(message)
+
+        await self.app(scope, receive, counting)
+
+
+ENDPOINTS = ("/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")

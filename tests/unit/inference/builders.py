@@ -1,0 +1,31 @@
+"""A tiny model folder for the tests."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data.tokenize import load_tokenizer, train_tokenizer
+from inference.engine import Engine
+from inference.sampler import SamplingParams
+from models.decoder import Decoder, ModelSpec
+from models.hf import save_hf
+
+TEXT = "the cat sat on the mat. the dog sat on the log. a na\u00efve caf\u00e9 \u20ac \U0001f600 " * 5
+
+
+def make_folder(folder: Path, seed: int = 0, context: int = 1024) -> Path:
+    train_tokenizer([TEXT], 290, folder.parent / "tokenizer")
+    vocab = load_tokenizer(folder.parent / "tokenizer").vocab_size
+    spec = ModelSpec(vocab, 32, 2, 4, 2, 8, 64, init_std=0.3, context=context)
+    return save_hf(Decoder(spec).initialise(seed), folder, folder.parent / "tokenizer")
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def run(engine: Engine, prompt: list[int], **params: Any) -> tuple[list[int], str, str | None]:
+    """(tokens, text, finish reason) of a whole generation."""
+    values: dict[str, Any] = {"temperature": 0.0, **params}
+    steps = list(engine.stream(prompt, SamplingParams(**values)))
+    return [step.token for step in steps], "".join(step.text for step in steps), steps[-1].finish_reason
