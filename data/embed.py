@@ -91,8 +91,8 @@ def fit_unit(work: Unit) -> Unit:
         frequency += np.bincount(counts.indices, minlength=work["features"])
         documents += counts.shape[0]
     columns = np.flatnonzero(frequency >= 2)
-    if columns.size == 0:  # no two documents share a word
-        columns = np.flatnonzero(frequency)[:1]
+    if columns.size < 2:  # hardly two documents share a word; the SVD wants two columns
+        columns = np.union1d(columns, [0, 1])
     idf = (np.log((1 + documents) / (1 + frequency[columns])) + 1).astype(np.float32)
     step = max(1, -(-documents // FIT_DOCUMENTS))
     sample = [weigh(load_counts(folder, i, work["features"])[::step], columns, idf) for i in work["parts"]]
@@ -106,7 +106,7 @@ def fit_unit(work: Unit) -> Unit:
 def fit_components(matrix: Sparse, dimensions: int) -> Floats:
     """The leading right singular vectors ``[dims, columns]``; dims is smaller where the matrix has a lower rank."""
     rank = min(dimensions, min(matrix.shape))
-    if rank == 0:
+    if matrix.nnz == 0:
         return np.zeros((1, matrix.shape[1]), dtype=np.float32)
     with threadpool_limits(limits=1):  # the number of threads changes sums in their last bits
         svd = TruncatedSVD(rank, algorithm="randomized", n_iter=ITERATIONS, random_state=SEED)

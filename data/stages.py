@@ -9,6 +9,7 @@ file system, take one dict and return one small dict.
 import fcntl
 import functools
 import importlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -112,9 +113,9 @@ def unit(function: Callable[[Unit], Unit]) -> Callable[[Unit], Unit]:
             done = read_json(marker)
             if done["fingerprint"] == work["fingerprint"] and not broken_files(work["folder"], done["result"]["files"]):
                 return done["result"]
-        result = function(work)
-        write_atomic(marker, canonical_json({"fingerprint": work["fingerprint"], "result": result}))
-        return result
+        stored = canonical_json({"fingerprint": work["fingerprint"], "result": function(work)})
+        write_atomic(marker, stored)
+        return json.loads(stored)["result"]  # the same, keys in order too, whether the work is new or was done before
 
     return run
 

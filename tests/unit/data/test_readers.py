@@ -181,10 +181,10 @@ def test_finding_files(tmp_path: Path) -> None:
 
 
 def test_formats() -> None:
-    expected: dict[str, Any] = {
+    expected = {
         "a.JSONL.GZ": "jsonl",
         "a.json": "jsonl",
-        "a.parquet": "parquet",
+        "a.pq": "parquet",
         "a.rst.zst": "text",
         "a": "text",
     }

@@ -1,0 +1,113 @@
+"""Killed at any moment and run again: the bytes are those of an undisturbed run."""
+
+import multiprocessing
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.curate import curate
+from data.manifest import read_manifest
+from data.order import order
+from data.pack import pack
+from data.stages import serial_units, stage_folders
+from tests.unit.data.samples import make_config, write_jsonl
+
+DIED = 9
+PROCESSES = multiprocessing.get_context("forkserver")  # children that start at once, as all is imported already
+PROCESSES.set_forkserver_preload([__name__])
+
+
+def all_stages(root: Path, corpus: Path, stop_at: int, overwrite: bool, counter: Any) -> None:
+    """Runs the stages and dies without notice at the given sync or rename; leaves their number in ``counter``."""
+
+    def counting(call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **settings: Any) -> Any:
+            counter.value += 1
+            if counter.value == stop_at:
+                os._exit(DIED)
+            return call(*args, **settings)
+
+        return run
+
+    os.fsync, os.replace = counting(os.fsync), counting(os.replace)
+    config = make_config(root, corpus, overwrite=overwrite)
+    config.curation.min_chars = 210 if overwrite else 200
+    for stage in (curate, order, pack):
+        stage(config, serial_units)
+
+
+def run(
+    root: Path, corpus: Path, *, stop_at: int = 0, kill_after: float | None = None, overwrite: bool = False
+) -> tuple[int | None, int]:
+    """Exit code and file operations of a process that runs all stages, and may be killed after some seconds."""
+    counter = PROCESSES.Value("i", 0)
+    process = PROCESSES.Process(target=all_stages, args=(root, corpus, stop_at, overwrite, counter))
+    process.start()
+    process.join(timeout=kill_after or 120)
+    process.kill()
+    process.join(timeout=60)
+    return process.exitcode, counter.value
+
+
+def content(root: Path) -> dict[str, bytes]:
+    """All files of the stages by name; of a manifest everything but its date and the name of the folder."""
+    found = {}
+    for path in sorted((root / "data").rglob("*")):
+        if path.is_file() and path.parent.name != "markers":
+            data = path.read_bytes()
+            if path.name == "manifest.json":
+                manifest = read_manifest(path.parent)
+                data = repr((manifest.fingerprint, manifest.parent, manifest.figures, manifest.files)).encode()
+            found[str(path.relative_to(root))] = data
+    return found
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_jsonl(tmp_path_factory.mktemp("corpus") / "c.jsonl", 20)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[dict[str, bytes], int]:
+    """What an undisturbed run leaves, and how many syncs and renames it makes."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    code, count = run(root, corpus)
+    assert code == 0
+    return content(root), count
+
+
+@pytest.mark.parametrize("share", [0.02, 0.15, 0.3, 0.4, 0.55, 0.7, 0.85, 0.93, 0.99, 1.0])
+def test_death_at_a_file_operation(
+    tmp_path: Path, corpus: Path, undisturbed: tuple[dict[str, bytes], int], share: float
+) -> None:
+    expected, count = undisturbed
+    stop_at = max(1, round(share * count))
+    assert run(tmp_path, corpus, stop_at=stop_at) == (DIED, stop_at)
+    code, again = run(tmp_path, corpus)
+    assert code == 0
+    assert again < count or share < 0.1  # finished units are not done again
+    assert content(tmp_path) == expected
+
+
+def test_kills_at_random_moments(tmp_path: Path, corpus: Path, undisturbed: tuple[dict[str, bytes], int]) -> None:
+    chance = random.Random(7)
+    for _ in range(4):
+        code, _ = run(tmp_path, corpus, kill_after=chance.uniform(0.05, 0.8))
+        assert code in (0, -9)
+    assert run(tmp_path, corpus)[0] == 0
+    assert content(tmp_path) == undisturbed[0]
+
+
+@pytest.mark.parametrize("stop_at", [3, 30, 90])
+def test_death_while_old_output_is_replaced(tmp_path: Path, corpus: Path, stop_at: int) -> None:
+    assert run(tmp_path / "one", corpus, overwrite=True)[0] == 0
+    assert run(tmp_path / "two", corpus)[0] == 0
+    assert run(tmp_path / "two", corpus, stop_at=stop_at, overwrite=True)[0] == DIED
+    assert run(tmp_path / "two", corpus, overwrite=True)[0] == 0
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    folders = stage_folders(make_config(tmp_path / "two", corpus))
+    assert read_manifest(folders.packed).lineage[1]["config"]["min_chars"] == 210
