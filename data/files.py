@@ -12,7 +12,7 @@ from typing import Any
 
 from conf.errors import DataError, ResourceError, SundogError
 
-FULL = {errno.ENOSPC, errno.EDQUOT}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the user's quota, the process' limit
 TEMPORARY = ".*.tmp"  # glob of what a killed writer leaves behind
 
 

@@ -1,14 +1,17 @@
 """Killed at any moment and run again: the bytes are those of an undisturbed run."""
 
+import argparse
 import multiprocessing
 import os
 import random
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conf.errors import SundogError
 from data.curate import curate
 from data.manifest import read_manifest
 from data.order import order
@@ -111,3 +114,30 @@ def test_death_while_old_output_is_replaced(tmp_path: Path, corpus: Path, stop_a
     assert content(tmp_path / "two") == content(tmp_path / "one")
     folders = stage_folders(make_config(tmp_path / "two", corpus))
     assert read_manifest(folders.packed).lineage[1]["config"]["min_chars"] == 210
+
+
+def stages_with_little_room(root: Path, corpus: Path, limit: int, reply: Any) -> None:
+    """Runs the stages where no file may grow beyond ``limit`` bytes; replies with the error's type and text."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        all_stages(root, corpus, 0, False, argparse.Namespace(value=0))
+    except SundogError as error:
+        reply.put((type(error).__name__, str(error)))
+    reply.close()
+
+
+@pytest.mark.parametrize("limit", [300, 4500, 8500, 9000])
+def test_no_room_in_the_middle_of_a_file(
+    tmp_path: Path, corpus: Path, undisturbed: tuple[dict[str, bytes], int], limit: int
+) -> None:
+    reply = PROCESSES.Queue()
+    process = PROCESSES.Process(target=stages_with_little_room, args=(tmp_path, corpus, limit, reply))
+    process.start()
+    kind, text = reply.get(timeout=120)
+    process.join(timeout=60)
+    assert kind == "ResourceError"
+    assert str(tmp_path / "data") in text
+    assert list((tmp_path / "data").rglob("*.tmp")) == []
+    assert all(path.stat().st_size <= limit for path in (tmp_path / "data").rglob("*") if path.is_file())
+    assert run(tmp_path, corpus)[0] == 0
+    assert content(tmp_path) == undisturbed[0]
