@@ -70,9 +70,9 @@ def install_handlers(app: FastAPI) -> None:
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
-        message = f"{place}: {first['msg']}" if place else str(first["msg"])
-        return error_response(ApiError(400, message, place or None))
+        place = [str(part) for part in first["loc"] if part != "body"]
+        message = f"{'.'.join(place)}: {first['msg']}" if place else str(first["msg"])
+        return error_response(ApiError(400, message, place[0] if place else None))
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("request %s failed", request.url.path, exc_info=error)

@@ -168,16 +168,18 @@ class Runner:
 
     def _step(self, job: Job, index: int) -> None:
         generation = job.generations[index]
+        result: tuple[int, Step] | GenerationFailed | None = None
         try:
             step = generation.step()
-            if step is not None:
-                job.deliver((index, step))
+            result = None if step is None else (index, step)
         except Exception as error:
             log.exception("a generation failed")
             generation.close()
             job.cancelled = True
-            job.deliver(GenerationFailed(str(error)))
+            result = GenerationFailed(str(error))
         with self._changed:
             self._stepping = None
             if not generation.finished:
                 self._active.append((job, index))
+        if result is not None:  # only now, so that whoever reads the last step finds the place free
+            job.deliver(result)

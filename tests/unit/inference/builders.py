@@ -1,11 +1,14 @@
 """A tiny model folder for the tests."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from data.tokenize import load_tokenizer, train_tokenizer
-from inference.engine import Engine
+from inference.engine import Engine, Generation, Step
 from inference.sampler import SamplingParams
 from models.decoder import Decoder, ModelSpec
 from models.hf import save_hf
@@ -29,3 +32,31 @@ def run(engine: Engine, prompt: list[int], **params: Any) -> tuple[list[int], st
     values: dict[str, Any] = {"temperature": 0.0, **params}
     steps = list(engine.stream(prompt, SamplingParams(**values)))
     return [step.token for step in steps], "".join(step.text for step in steps), steps[-1].finish_reason
+
+
+class Gate:
+    """Holds the model thread before each step, and records who stepped."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.turns: list[Generation] = []
+        self._entered, self._permits = threading.Semaphore(0), threading.Semaphore(0)
+        self._open = False
+        inner = Generation.step
+
+        def step(generation: Generation) -> Step | None:
+            self.turns.append(generation)
+            self._entered.release()
+            assert self._open or self._permits.acquire(timeout=60)
+            return inner(generation)
+
+        monkeypatch.setattr(Generation, "step", step)
+
+    def allow(self, steps: int) -> None:
+        self._permits.release(steps)
+
+    def open(self) -> None:
+        self._open = True
+        self._permits.release()
+
+    def wait_for_a_step(self) -> None:
+        assert self._entered.acquire(timeout=60)

@@ -1,39 +1,14 @@
 import asyncio
 import itertools
-import threading
 
 import pytest
 
 from inference.engine import Engine, Generation, Step
 from inference.runner import GenerationFailed, Job, QueueFull, Runner
 from inference.sampler import SamplingParams
-from tests.unit.inference.builders import run
+from tests.unit.inference.builders import Gate, run
 
 PARAMS = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
-
-
-class Gate:
-    """Holds the model thread before each step, and records who stepped."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.turns: list[Generation] = []
-        self.entered = threading.Semaphore(0)
-        self._open = threading.Event()
-        inner = Generation.step
-
-        def step(generation: Generation) -> Step | None:
-            self.turns.append(generation)
-            self.entered.release()
-            assert self._open.wait(60)
-            return inner(generation)
-
-        monkeypatch.setattr(Generation, "step", step)
-
-    def open(self) -> None:
-        self._open.set()
-
-    def wait_for_a_step(self) -> None:
-        assert self.entered.acquire(timeout=60)
 
 
 async def collect(job: Job) -> list[list[int]]:
