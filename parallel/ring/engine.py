@@ -20,7 +20,7 @@ from parallel.ring.workers import Backward, Forward, Key, Masks, Shards, Worker
 
 
 @lru_cache(maxsize=1024)
-def _last_uses(schedule: Schedule, rank: int) -> tuple[frozenset[Key], ...]:
+def last_uses(schedule: Schedule, rank: int) -> tuple[frozenset[Key], ...]:
     """For each step the inputs of other ranks that no later step uses."""
     later: set[Key] = {(kind, rank) for kind in INPUTS}
     dead: list[frozenset[Key]] = []
@@ -83,7 +83,7 @@ def run(schedule: Schedule, rank: int, worker: Worker, group: dist.ProcessGroup 
     """Execute this rank's steps; ``worker`` holds the results afterwards."""
     channel = None if group is None else Channel(group, worker.shards.q.device)
     execution = _Run(worker, channel)
-    for step, dead in zip(schedule.ranks[rank], _last_uses(schedule, rank), strict=True):
+    for step, dead in zip(schedule.ranks[rank], last_uses(schedule, rank), strict=True):
         execution.step(step, dead)
     execution.finish()
 
