@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from conf.rules import mesh_sizes, micro_batch
 from conf.schema import ModelConfig, RunConfig
 
+LOGIT_CHUNK = 2**23  # logits that the loss keeps alive at once (models.loss)
+
 
 def ffn_width(model: ModelConfig) -> int:
     """Hidden width of SwiGLU: as given, or 8/3 of the model's width rounded up to a multiple of 64."""
@@ -50,7 +52,8 @@ def memory_per_rank(config: RunConfig, vocab_size: int) -> Memory:
 
     State is 16 bytes a parameter (fp32 parameter, gradient, two moments), divided over ``dp_shard x cp`` by fsdp.
     Activations per token and layer: what autograd saves of a Llama block (its inputs, both norms' outputs, q, k, v,
-    attention output, gate, up, their product), or the block's input alone when recomputed; plus one fp32 logit chunk.
+    attention output, gate, up, their product), or the block's input alone when recomputed. The loss forms its gradient
+    chunk by chunk: two chunks of fp32 logits, the gradient of the last hidden state and one of the head's weight.
     """
     mesh, model, trainer = mesh_sizes(config), config.model, config.trainer
     width = 2 if trainer.precision == "bf16" else 4
@@ -61,7 +64,9 @@ def memory_per_rank(config: RunConfig, vocab_size: int) -> Memory:
     qkv = head_dim * (model.heads + 2 * model.kv_heads)
     block = 4 * model.dim + qkv + 2 * head_dim * model.heads + 4 * ffn_width(model)
     saved = model.layers * model.dim + block if trainer.recompute == "full" else model.layers * block
-    activations = tokens * (saved * width + 3 * 4 * vocab_size)
+    logits = 2 * 4 * min(tokens * vocab_size, LOGIT_CHUNK)
+    loss = logits + tokens * model.dim * width + vocab_size * model.dim * (4 + width)
+    activations = tokens * saved * width + loss
     return Memory(state, activations, ring_buffer_bytes(config))
 
 
