@@ -44,7 +44,11 @@ def inputs(units: list[dict[str, Any]]) -> list[Any]:
 def read(unit: dict[str, Any]) -> Iterator[Document | Skip]:
     """Documents of one slice."""
     if unit["kind"] == "topics":
-        topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+        try:
+            topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+        except ImportError as error:  # some distributions leave it out
+            yield Skip("python/topics", "python_docs/topics", "unreadable_file", str(error))
+            return
         for name, text in sorted(topics.items()):
             yield Document(id=f"python/topic/{name}", text=text.strip() + "\n", source="python_docs/topics")
         return

@@ -186,8 +186,11 @@ def _prepare(stage: Stage) -> Manifest | None:
     """The finished manifest where nothing is to do; else the folder is ready for work that begins or goes on."""
     folder = stage.folder
     finished = read_manifest(folder) if has_manifest(folder) else None
-    begun = folder / BEGUN
-    found = finished.fingerprint if finished else read_json(begun)["fingerprint"] if begun.is_file() else ""
+    begun = read_json(folder / BEGUN) if (folder / BEGUN).is_file() else {"stage": stage.name, "fingerprint": ""}
+    name = finished.stage if finished else begun.get("stage")
+    if name != stage.name:
+        raise DataError(str(folder), f"holds {name}", f"this folder is for {stage.name}", "choose another data.dir")
+    found: str = finished.fingerprint if finished else begun["fingerprint"]
     if found and found != stage.fingerprint:
         if not stage.overwrite:
             raise _foreign(stage, finished, found)
@@ -202,7 +205,7 @@ def _prepare(stage: Stage) -> Manifest | None:
     with writing(folder):
         (folder / NAME).unlink(missing_ok=True)  # a complete folder that lost a file is work in progress again
     remove_temporaries(folder)
-    write_atomic(begun, canonical_json({"stage": stage.name, "fingerprint": stage.fingerprint}))
+    write_atomic(folder / BEGUN, canonical_json({"stage": stage.name, "fingerprint": stage.fingerprint}))
     return None
 
 

@@ -40,7 +40,7 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of several texts, as ``encode`` gives them."""
         self.fast.encode_special_tokens = True
-        return [encoding.ids for encoding in self.fast.encode_batch(list(texts), add_special_tokens=False)]
+        return [encoding.ids for encoding in self.fast.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str:
         """The text of token ids; bytes that form no character become U+FFFD."""

@@ -124,6 +124,16 @@ def test_truncated_tokens_are_found_and_mended(tmp_path: Path) -> None:
     assert path.read_bytes() == content
 
 
+def test_part_that_lost_all_of_its_documents(tmp_path: Path) -> None:
+    for name, start in (("a", 0), ("c", 10)):
+        write_jsonl(tmp_path / "c" / f"{name}.jsonl", 8, start=start)
+    (tmp_path / "c" / "b.jsonl").write_text('{"text": "short"}\n' * 8)
+    config = make_config(tmp_path, tmp_path / "c")
+    assert [part["documents"] for part in curate(config, serial_units).figures["parts"]] == [8, 0, 8]
+    order(config, serial_units)
+    assert pack(config, serial_units).figures["documents"] == 16
+
+
 def test_batches_are_bounded() -> None:
     texts = ["a" * 400_000] * 5 + ["b"] * 150
     groups = list(batches(texts))

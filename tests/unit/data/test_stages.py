@@ -98,6 +98,15 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "s" / "thesis.txt").read_text() == "years of work"
 
 
+def test_folder_of_another_stage_is_left_alone(tmp_path: Path) -> None:
+    make(tmp_path / "s", [2])
+    for name in ("manifest.json", "stage.json"):
+        with pytest.raises(DataError, match="holds squares"):
+            run_stage(Stage("cubes", 1, tmp_path / "s", {}, overwrite=True), body)
+        (tmp_path / "s" / name).unlink()
+    assert (tmp_path / "s" / "square-2.txt").exists()
+
+
 def test_killed_overwrite_goes_on(tmp_path: Path) -> None:
     make(tmp_path / "s", [2, 3])
     (tmp_path / "s" / "manifest.json").unlink()

@@ -51,7 +51,7 @@ def graphs(draw: st.DrawFn) -> tuple[list[list[int]], list[list[float]]]:
     return draw(st.lists(rows[0], min_size=n, max_size=n)), draw(st.lists(rows[1], min_size=n, max_size=n))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(graphs())
 def test_walk_equals_the_oracle_and_is_a_permutation(graph: tuple[list[list[int]], list[list[float]]]) -> None:
     path = walk(build_graph(np.array(graph[0]), np.array(graph[1], dtype=np.float32))).tolist()
