@@ -266,7 +266,10 @@ def main(arguments: list[str] | None = None) -> int:
         console.complain(str(error))
         return error.exit_code
     if result["status"] == "stopped":
-        console.complain(f"stopped at step {result['step']}, checkpoint written; the same command goes on from there")
+        if os.environ.get("RANK", "0") == "0":
+            console.complain(
+                f"stopped at step {result['step']}, checkpoint written; the same command goes on from there"
+            )
         return EXIT_STOPPED
     return EXIT_DONE
 

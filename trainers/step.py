@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from conf.errors import ConfigError
+from conf.rules import micro_batch
 from conf.schema import RunConfig
 from data.loader import IGNORE, Ints
 from parallel.batch import shard_batch
@@ -77,7 +78,7 @@ def train_step(
     dist.all_reduce(count)
     labels = max(int(count.item()), 1)
 
-    parts = list(micro_batches(batch, config.trainer.micro_batch))
+    parts = list(micro_batches(batch, micro_batch(config)))
     loss_sum = torch.zeros((), dtype=torch.float32, device=count.device)
     for index, part in enumerate(parts):
         with no_sync(model, enabled=index < len(parts) - 1):

@@ -81,8 +81,11 @@ class Tracker:
             dir=run_dir,
             mode="offline" if config.tracker.wandb == "offline" else "online",
             config=asdict(config) | facts,
-            settings=wandb.Settings(console="off", init_timeout=INIT_TIMEOUT_SEC),
+            settings=wandb.Settings(console="off", silent=True, init_timeout=INIT_TIMEOUT_SEC),
         )
+        folder = Path(self._wandb.dir).parent
+        where = f"{folder}; upload it with: wandb sync {folder}" if self._wandb.offline else self._wandb.url
+        self._say(f"wandb run {identifier}: {where}")
         for metric in METRICS:
             summary = {"minimize": "min", "maximize": "max"}.get(metric.goal, "last")
             name = metric.name + "*" if metric.name.endswith("/") else metric.name

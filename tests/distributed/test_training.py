@@ -170,5 +170,5 @@ def test_events_of_a_run(two: dict[str, Any]) -> None:
     checkpoints = [event for event in events if event["kind"] == "checkpoint"]
     assert [event["step"] for event in checkpoints] == [20]
     samples = [event for event in events if event["kind"] == "samples"]
-    assert [event["step"] for event in samples] == [10, 20]
+    assert [event["step"] for event in samples] == [20]
     assert all(row["prompt"] and isinstance(row["continuation"], str) for row in samples[0]["rows"])

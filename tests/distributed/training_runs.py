@@ -34,7 +34,7 @@ def make_config(root: Path, name: str, **changes: Any) -> RunConfig:
     config.model.dim, config.model.layers, config.model.heads, config.model.kv_heads = 32, 2, 4, 2
     trainer = config.trainer
     trainer.steps, trainer.batch, trainer.micro_batch, trainer.warmup_steps, trainer.lr = 20, 4, 4, 4, 1e-2
-    trainer.checkpoint_every, trainer.eval_every, trainer.eval_windows, trainer.log_every = 100, 10, 3, 5
+    trainer.checkpoint_every, trainer.eval_every, trainer.eval_windows, trainer.log_every = 100, 20, 3, 5
     config.sequence.strategy = "local"
     for key, value in changes.items():
         group, _, leaf = key.partition("__")

@@ -37,7 +37,8 @@ def test_wandb_offline_keeps_its_id_over_a_resume(tmp_path: Path, monkeypatch: p
         tracker.samples(resume_step + 4, [{"prompt": "a", "continuation": "b"}])
         tracker.sync()
         tracker.close(finished=True)
-    assert said == []
+    assert len(said) == 2
+    assert all(line.startswith("wandb run sun00001: ") for line in said)
     runs = sorted(path.name for path in (tmp_path / "wandb").glob("offline-run-*"))
     assert len(runs) in (1, 2), "one folder an attempt (the same one within a second)"
     assert {name.rsplit("-", 1)[1] for name in runs} == {"sun00001"}
