@@ -1,6 +1,7 @@
 """Files that are either complete or absent: write beside, fsync, rename; and digests of files and settings."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 from conf.errors import DataError, ResourceError, SundogError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the user's quota, the process' limit
+LOCK = ".lock"
 TEMPORARY = ".*.tmp"  # glob of what a killed writer leaves behind
 
 
@@ -86,6 +88,23 @@ def remove_temporaries(folder: str | Path) -> None:
     """Removes what killed writers left below ``folder``; the caller must be the only one at work there."""
     for path in Path(folder).rglob(TEMPORARY):
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(folder: str | Path, rule: str, fix: str) -> Iterator[None]:
+    """Makes the folder and holds it against other processes of this host; the kernel lets go when the holder dies.
+
+    Raises ResourceError with ``rule`` and ``fix`` when another one holds it, else as ``make_folder`` does.
+    """
+    folder = make_folder(folder)
+    with writing(folder):
+        file = open(folder / LOCK, "w")  # noqa: SIM115 - closed below; errors inside the body are not about this file
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ResourceError(str(folder), "in use", rule, fix) from error
+        yield
 
 
 def file_digest(path: str | Path) -> str:

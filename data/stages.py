@@ -6,14 +6,12 @@ the three is visible. Units run wherever the caller's executor puts them (``RunU
 file system, take one dict and return one small dict.
 """
 
-import fcntl
 import functools
 import importlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,10 +20,11 @@ from typing import Any
 from conf.errors import DataError
 from conf.schema import RunConfig
 from data.files import (
+    LOCK,
     canonical_json,
     digest_json,
+    exclusive,
     file_digest,
-    make_folder,
     read_json,
     remove_temporaries,
     write_atomic,
@@ -38,7 +37,6 @@ Unit = dict[str, Any]
 RunUnits = Callable[[str, str, list[Unit]], list[Unit]]
 
 BEGUN = "stage.json"
-LOCK = ".lock"
 OURS = {BEGUN, NAME, LOCK}
 
 
@@ -141,28 +139,14 @@ def serial_units(label: str, function: str, units: list[Unit]) -> list[Unit]:
     return [run(unit) for unit in units]
 
 
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Holds the folder against other stage drivers of this host. Raises DataError when one is at work there."""
-    make_folder(folder)
-    with writing(folder):
-        file = open(folder / LOCK, "w")  # noqa: SIM115 - closed below; errors inside the body are not about this file
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            rule = "one process at a time works on a stage folder"
-            raise DataError(str(folder), "in use", rule, "wait for the other run or choose another data.dir") from error
-        yield
-
-
 def run_stage(stage: Stage, body: Callable[[Stage], tuple[dict[str, Any], dict[str, dict[str, Any]]]]) -> Manifest:
     """Runs ``body(stage) -> (figures, files)`` unless the folder already holds its result; returns the manifest.
 
     Raises DataError when the folder was made with other settings or from another parent (and ``overwrite`` is off), or
     holds files of somebody else.
     """
-    with exclusive(stage.folder):
+    rule, fix = "one process at a time works on a stage folder", "wait for the other run or choose another data.dir"
+    with exclusive(stage.folder, rule, fix):
         if (finished := _prepare(stage)) is not None:
             return finished
         figures, files = body(stage)

@@ -7,12 +7,11 @@ from typing import Any
 
 from cluster.connection import connect
 from cluster.pipeline import run_units
+from conf.schema import RunConfig
 from data.curate import curate
+from data.manifest import Manifest
 from data.order import order
 from data.pack import pack
-
-from conf.schema import RunConfig
-from data.manifest import Manifest
 from launch.progress import format_seconds, progress
 
 STAGES: dict[str, Callable[..., Manifest]] = {"curate": curate, "order": order, "pack": pack}

@@ -14,15 +14,13 @@ from typing import Any
 
 from cluster.connection import connect
 from cluster.supervisor import supervise
-
 from conf.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, SundogError
 from conf.rules import mesh_sizes
 from conf.schema import RunConfig
-from data.files import write_atomic
+from data.files import exclusive, write_atomic
 from data.manifest import read_manifest
 from data.shards import open_shards
 from data.stages import stage_folders
-from launch.lock import exclusive
 from launch.plan import describe_mesh, describe_model
 from launch.preflight import dump
 from trainers.console import show
@@ -76,7 +74,8 @@ def train(config: RunConfig) -> dict[str, Any]:
     Raises:
         SundogError: what a rank or the cluster raised, after ``status.json`` has recorded it.
     """
-    with exclusive(Path(config.run_dir)), stop_requests() as stops:
+    rule, fix = "one command at a time may write a run folder", "wait for it, or choose another name="
+    with exclusive(config.run_dir, rule, fix), stop_requests() as stops:
         prepare(config)
         write_status(config, "running")
         try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from conf.errors import DataError
+from conf.errors import DataError, ResourceError
 from data.files import write_atomic
 from data.manifest import Manifest, read_manifest, write_manifest
 from data.stages import BEGUN, Stage, Unit, collect_files, record_files, run_stage, serial_units, stage_folders, unit
@@ -119,7 +119,7 @@ def test_one_driver_at_a_time(tmp_path: Path) -> None:
     make(tmp_path / "s", [2])
     with open(tmp_path / "s" / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="in use"):
+        with pytest.raises(ResourceError, match="in use"):
             make(tmp_path / "s", [2])
     assert make(tmp_path / "s", [2]).reused
 
