@@ -65,14 +65,19 @@ def forward(
 
 
 def stand_in_out(d_out: Tensor, delta: Tensor) -> Tensor:
-    """A tensor whose ``rowsum(d_out * .)`` is ``delta``; scaled by the row's largest entry so that squares of very
-    small gradients do not vanish. Where ``d_out`` is 0, so are ``delta`` and the result.
+    """A tensor whose ``rowsum(d_out * .)`` is ``delta``: ``d_out * delta / |d_out|^2``.
+
+    Where ``d_out`` is 0, so are ``delta`` and the result.
     """
-    largest = d_out.abs().amax(-1, keepdim=True)
-    unit = d_out / largest.clamp_min(torch.finfo(d_out.dtype).tiny)
-    square = (unit * unit).sum(-1, keepdim=True)
-    factor = delta.unsqueeze(-1) / (largest * square)
-    return unit.mul_(factor.masked_fill_(largest == 0, 0.0))
+    norm = torch.linalg.vector_norm(d_out, dim=-1, keepdim=True)
+    smallest, largest = norm.aminmax()
+    if 1e-15 < smallest.item() and largest.item() < 1e15:
+        return d_out * (delta.unsqueeze(-1) / norm.square_())
+    # Rows of zeros, and rows whose squares vanish or overflow: ten times slower, scaled by each row's largest entry.
+    peak = d_out.abs().amax(-1, keepdim=True)
+    unit = d_out / peak.clamp_min(torch.finfo(d_out.dtype).tiny)
+    factor = delta.unsqueeze(-1) / (peak * (unit * unit).sum(-1, keepdim=True))
+    return unit.mul_(factor.masked_fill_(peak == 0, 0.0))
 
 
 def backward(

@@ -1,0 +1,1 @@
+"""Measurements against peers; nothing here is imported by the library."""
