@@ -256,9 +256,9 @@ def _corpus(config: RunConfig) -> None:
         raise ConfigError(
             "data.path", "(empty)", "data.source=path reads your own corpus", "data.path=FILE, FOLDER or GLOB"
         )
-    if data.source != "path" and data.path:
+    if data.source == "python_docs" and data.path:
         raise ConfigError(
-            "data.path", data.path, f"it is read only with data=path, but data.source is {data.source}", "add data=path"
+            "data.path", data.path, "data.source=python_docs reads the running Python's own", "add data=path"
         )
     if data.context < 2:
         raise ConfigError("data.context", data.context, "a window predicts at least one token", "data.context=512")

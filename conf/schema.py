@@ -45,7 +45,7 @@ class DataConfig:
 
     name: str = "python_docs"
     source: str = "python_docs"
-    path: str = ""  # file, folder or glob of the user's own corpus; needs source=path
+    path: str = ""  # source=path: your file, folder or glob; source=debian_docs: where packages were unpacked
     dir: str = "runs/data/${data.name}"
     format: str = "auto"
     text_field: str = "text"

@@ -18,6 +18,7 @@ LICENCE = "PSF-2.0"
 MIN_DOCSTRING = 100  # characters
 DOCUMENTS_PER_MODULE = 8  # about, for the size of a slice
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib-dynload", "pydoc_data", "__phello__"}
+LEFT_OUT |= {"encodings"}  # nearly all of it is code tables
 Node = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 

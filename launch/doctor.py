@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from conf.errors import EXIT_DONE, EXIT_RESOURCES
+from conf.errors import EXIT_DONE, EXIT_RESOURCES, SundogError
 from conf.estimate import memory_per_rank
 from conf.schema import RunConfig
+from data.corpora import open_corpus
 from launch.plan import human_bytes
 
 OK, NOTE, MISSING = "ok", "note", "missing"
@@ -142,10 +143,11 @@ def _secrets(config: RunConfig) -> list[Finding]:
 
 
 def _corpus(config: RunConfig) -> list[Finding]:
-    from data.corpora import availability
-
-    present, text, fix = availability(config.data)
-    return [Finding("corpus", OK if present else MISSING, text, fix)]
+    try:
+        corpus = open_corpus(config.data)
+    except SundogError as error:
+        return [Finding("corpus", MISSING, f"{error.field}: {error.value}", error.fix)]
+    return [Finding("corpus", OK, f"{config.data.name}, licence {corpus.licence}")]
 
 
 CHECKS: tuple[Callable[[RunConfig], list[Finding]], ...] = (

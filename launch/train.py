@@ -14,8 +14,7 @@ from typing import Any
 
 from cluster.connection import connect
 from cluster.supervisor import supervise
-from conf.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, SundogError
-from conf.rules import mesh_sizes
+from conf.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, ConfigError, DataError, SundogError
 from conf.schema import RunConfig
 from data.files import exclusive, write_atomic
 from data.manifest import read_manifest
@@ -75,7 +74,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         SundogError: what a rank or the cluster raised, after ``status.json`` has recorded it.
     """
     rule, fix = "one command at a time may write a run folder", "wait for it, or choose another name="
-    with exclusive(config.run_dir, rule, fix), stop_requests() as stops:
+    with exclusive(config.run_dir, rule, fix), stop_requests() as stops, refused_leaves_no_trace(Path(config.run_dir)):
         prepare(config)
         write_status(config, "running")
         try:
@@ -90,8 +89,20 @@ def train(config: RunConfig) -> dict[str, Any]:
         return result
 
 
+@contextmanager
+def refused_leaves_no_trace(run_dir: Path) -> Iterator[None]:
+    """Put back what the folder said of its run when the command was refused (a checkpoint of another model, say)."""
+    names = ("config.yaml", "lineage.json", "status.json")
+    before = {run_dir / name: (run_dir / name).read_bytes() for name in names if (run_dir / name).exists()}
+    try:
+        yield
+    except (ConfigError, DataError):
+        for path, content in before.items():
+            write_atomic(path, content)
+        raise
+
+
 def main(name: str, config: RunConfig) -> int:
-    mesh_sizes(config)
     result = train(config)
     if result["status"] == "stopped":
         print(f"stopped at step {result['step']}, checkpoint written; the same command goes on from there")
