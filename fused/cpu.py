@@ -71,7 +71,7 @@ def stand_in_out(d_out: Tensor, delta: Tensor) -> Tensor:
     """
     norm = torch.linalg.vector_norm(d_out, dim=-1, keepdim=True)
     smallest, largest = norm.aminmax()
-    if 1e-15 < smallest.item() and largest.item() < 1e15:
+    if smallest.item() > 1e-15 and largest.item() < 1e15:
         return d_out * (delta.unsqueeze(-1) / norm.square_())
     # Rows of zeros, and rows whose squares vanish or overflow: ten times slower, scaled by each row's largest entry.
     peak = d_out.abs().amax(-1, keepdim=True)
