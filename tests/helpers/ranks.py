@@ -32,7 +32,7 @@ def report(config: dict[str, Any], control: Any) -> dict[str, Any]:
     else:
         peers = []
         _connect(address).sendall(str(_rank()).encode())
-    print(f"python output of rank {_rank()}")
+    sys.stdout.write(f"python output of rank {_rank()}\n")
     os.system(f"echo native output of rank {_rank()}")
     return {name: os.environ.get(name, "") for name in NAMES} | {
         "peers": peers,
@@ -91,7 +91,7 @@ def wait_for_stop(config: Any, control: Any) -> dict[str, Any]:
 def fail_in_rank_1(config: dict[str, Any], control: Any) -> None:
     """Rank 1 raises, exits or dies as ``config["how"]`` says; the others wait for ever."""
     if _rank() == 1:
-        print("last words")
+        sys.stdout.write("last words\n")
         how = config["how"]
         if how == "raise":
             raise ZeroDivisionError("no number")
@@ -145,7 +145,7 @@ def user_error(config: Any, control: Any) -> None:
 
 def torch_store(config: Any, control: Any) -> str:
     """Meet through torch's own store on the held port."""
-    from torch.distributed import TCPStore
+    from torch._C._distributed_c10d import TCPStore
 
     store = TCPStore(
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["WORLD_SIZE"]), is_master=_rank() == 0

@@ -15,6 +15,17 @@ def square(unit: dict[str, Any]) -> dict[str, Any]:
     return {"number": unit["number"] ** 2, "pid": os.getpid(), "cwd": os.getcwd()}
 
 
+def meet(unit: dict[str, Any]) -> dict[str, Any]:
+    """End only once the other unit runs as well."""
+    folder = Path(unit["folder"])
+    (folder / str(unit["number"])).touch()
+    deadline = time.monotonic() + 60
+    while len(list(folder.iterdir())) < 2:
+        assert time.monotonic() < deadline, "the other unit never ran beside this one"
+        time.sleep(0.01)
+    return {"pid": os.getpid()}
+
+
 def die_once(unit: dict[str, Any]) -> dict[str, Any]:
     """Kill the worker's process on the first visit."""
     marker = Path(unit["marker"])

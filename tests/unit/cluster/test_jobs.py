@@ -1,0 +1,142 @@
+"""Jobs: exit codes survive Ray, the printed line works, a stop ends them, and uploads are bounded."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.jobs import command_line, submit
+from cluster.local_head import Head, local_head
+from cluster.upload import EXCLUDES, check_size, upload_files
+from conf.errors import ResourceError
+from conf.schema import ClusterConfig
+
+PROGRAM = """
+import os, sys, time
+print("arguments", *sys.argv[1:], flush=True)
+print("greeting", os.environ.get("GREETING"), os.path.exists("secret.bin"), flush=True)
+if sys.argv[1] == "wait":
+    import signal, threading
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    print("waiting", flush=True)
+    stopped.wait(60)
+    sys.exit(75)
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with local_head(ClusterConfig(object_store_mb=128), dashboard=True) as started:
+        yield started
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working folder whose ``python -m launch`` is a tiny program."""
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "__init__.py").touch()
+    (tmp_path / "launch" / "__main__.py").write_text(PROGRAM)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "secret.bin").write_bytes(b"x")
+    return tmp_path
+
+
+def run(argv: list[str], head: Head, folder: Path) -> tuple[int, list[str]]:
+    lines: list[str] = []
+    code = submit(
+        argv,
+        ClusterConfig(address=head.dashboard_url),
+        working_dir=folder,
+        env={"GREETING": "hello"},
+        on_line=lines.append,
+    )
+    return code, lines
+
+
+@pytest.mark.parametrize("code", [0, 2, 75])
+def test_the_exit_code_comes_back(head: Head, folder: Path, code: int) -> None:
+    got, lines = run([str(code), "cluster.address=auto", "it's quoted"], head, folder)
+    assert got == code
+    assert f"arguments {code} it's quoted" in lines
+    assert "greeting hello False" in lines
+    assert not any(line.startswith("[sundog exit code") for line in lines)
+
+
+def test_a_stop_ends_the_job_which_still_says_its_exit_code(head: Head, folder: Path) -> None:
+    lines: list[str] = []
+    code = submit(
+        ["wait"],
+        ClusterConfig(address=head.dashboard_url),
+        working_dir=folder,
+        on_line=lines.append,
+        stop=lambda: int("waiting" in lines),
+    )
+    assert code == 75
+
+
+def test_the_printed_line_works(head: Head, folder: Path) -> None:
+    line = command_line(
+        ["0", "a b"], ClusterConfig(address=head.dashboard_url), working_dir=folder, env={"GREETING": "hi"}
+    )
+    command = shlex.split(line)
+    assert command[:5] == ["ray", "job", "submit", "--address", head.dashboard_url]
+    assert json.loads(command[command.index("--runtime-env-json") + 1])["excludes"] == list(EXCLUDES)
+    tool = str(Path(sys.executable).parent)
+    done = subprocess.run(
+        line,
+        shell=True,
+        env=os.environ | {"PATH": f"{tool}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "arguments 0 a b" in done.stdout
+    assert "greeting hi False" in done.stdout
+
+
+def test_a_local_head_is_started_and_stopped_for_a_job(folder: Path) -> None:
+    lines: list[str] = []
+    assert submit(["2"], ClusterConfig(object_store_mb=128), working_dir=folder, on_line=lines.append) == 2
+    assert "arguments 2" in lines
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1", "127.0.0.1:1", "http://127.0.0.1"])
+def test_a_wrong_address_is_refused(folder: Path, address: str) -> None:
+    with pytest.raises(ResourceError) as caught:
+        submit(["0"], ClusterConfig(address=address), working_dir=folder, on_line=lambda line: None)
+    assert (caught.value.field, caught.value.value) == ("cluster.address", address)
+
+
+def test_an_upload_leaves_out_what_is_not_code(folder: Path) -> None:
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / "library.py").write_text("x")
+    (folder / "readme").write_text("12345")
+    assert upload_files(folder) == {"launch/__init__.py": 0, "launch/__main__.py": len(PROGRAM), "readme": 5}
+
+
+def test_what_git_ignores_is_not_uploaded(folder: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    (folder / ".gitignore").write_text("*.log\nbig/\n")
+    (folder / "big").mkdir()
+    (folder / "big" / "data").write_text("x")
+    (folder / "launch" / "a.log").write_text("x")
+    assert sorted(upload_files(folder)) == [".gitignore", "launch/__init__.py", "launch/__main__.py"]
+
+
+def test_a_large_upload_names_its_biggest_paths(folder: Path) -> None:
+    with (folder / "weights.bin").open("wb") as file:
+        file.truncate(101 * 2**20)
+    with pytest.raises(
+        ResourceError, match=r"101\.0 MiB to upload, the limit is 100 MiB; biggest: weights\.bin \(101\.0 MiB\)"
+    ):
+        submit(["0"], ClusterConfig(), working_dir=folder, on_line=lambda line: None)
+    assert check_size(folder, limit=2**30) > 101 * 2**20
