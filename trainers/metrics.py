@@ -6,7 +6,7 @@ Every number that goes to the console, to metrics.jsonl or to a tracker has a ro
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-SUM, MAX, SAME = "sum", "max", "same"  # over ranks; "same": every rank holds the reduced value already
+MAX, SAME = "max", "same"  # over ranks; "same": every rank holds the reduced value already
 MINIMIZE, MAXIMIZE, NEITHER = "minimize", "maximize", ""
 
 
@@ -33,7 +33,6 @@ METRICS: tuple[Metric, ...] = (
     Metric("time/eval_sec", "s", MAX, MINIMIZE, "evaluation after this step"),
     Metric("time/checkpoint_sec", "s", MAX, MINIMIZE, "checkpoint before this step: write, sync, rename"),
     Metric("memory/peak_gb", "GB", MAX, MINIMIZE, "peak so far: device memory on a GPU, resident memory on a CPU"),
-    Metric("ring/exposed_comm_ms", "ms", MAX, MINIMIZE, "sequence-parallel communication not hidden by compute"),
     Metric("eval/loss", "nats/token", SAME, MINIMIZE, "mean over all labels of the held-out windows"),
     Metric("eval/loss_by_position/", "nats/token", SAME, MINIMIZE, "eval/loss of labels with that much context"),
     Metric("data/neighbour_similarity", "cosine", SAME, NEITHER, "mean similarity of documents next to each other"),

@@ -10,8 +10,8 @@ from tests.distributed.training_runs import Case, curve, make_config, make_data,
 from tests.helpers.dist import run_distributed
 from trainers.checkpoint_folder import complete_checkpoints, read_state, step_of
 
-# fp32, 20 optimizer steps: the ranks add up the same numbers in another order. Observed: up to about 1e-6.
-TOLERANCE = 2e-5
+# fp32, 20 optimizer steps: the ranks add up the same numbers in another order. Observed: losses 5e-7, norms 4e-5.
+TOLERANCE = 5e-6
 NORM_TOLERANCE = 2e-4  # of the gradient norm, which is not hidden by AdamW as a wrong scale of the gradient is
 
 TWO_RANKS: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ def test_names_are_unique_and_have_an_area_and_a_description() -> None:
         assert "/" in metric.name
         assert metric.name == metric.name.lower()
         assert metric.description
-        assert metric.reduction in (metrics.SUM, metrics.MAX, metrics.SAME)
+        assert metric.reduction in (metrics.MAX, metrics.SAME)
         assert metric.goal in (metrics.MINIMIZE, metrics.MAXIMIZE, metrics.NEITHER)
 
 
