@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +16,6 @@ from cluster.supervisor import supervise
 from conf.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, ConfigError, DataError, SundogError
 from conf.schema import RunConfig
 from data.files import exclusive, write_atomic
-from data.manifest import read_manifest
 from data.shards import open_shards
 from data.stages import stage_folders
 from launch.plan import describe_mesh, describe_model
@@ -45,19 +43,13 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def prepare(config: RunConfig) -> None:
-    """Write the run's config and the lineage of its data into the run folder; fail early when the data is not there."""
-    folders, run_dir = stage_folders(config), Path(config.run_dir)
-    shards = open_shards(folders.packed)
-    lineage = {}
-    for stage in ("curated", "ordered", "packed"):
-        folder = getattr(folders, stage)
-        if (folder / "manifest.json").exists():
-            lineage[stage] = asdict(read_manifest(folder))
+    """Write the config into the run folder and say what is about to start; fail early when the data is not there."""
+    run_dir, packed = Path(config.run_dir), stage_folders(config).packed
+    shards = open_shards(packed)
     write_atomic(run_dir / "config.yaml", dump(config))
-    write_atomic(run_dir / "lineage.json", json.dumps(lineage, indent=1, default=str))
     print(f"model  {describe_model(config, shards.vocab_size)}")
     print(f"mesh   {describe_mesh(config)}")
-    print(f"data   {len(shards):,} windows of {shards.context} tokens from {folders.packed}")
+    print(f"data   {len(shards):,} windows of {shards.context} tokens from {packed}")
     print(f"run    {run_dir}", flush=True)
 
 

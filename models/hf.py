@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def save_hf(
     tokenizer_folder: str | Path | None = None,
     dtype: str = "fp32",
     shard_bytes: int = SHARD_BYTES,
+    notes: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a model folder; it appears complete or not at all, and replaces an earlier model folder.
 
@@ -50,6 +52,7 @@ def save_hf(
         tokenizer_folder: its tokenizer files are copied.
         dtype: ``fp32`` or ``bf16``, of the stored weights.
         shard_bytes: weights beyond it are spread over several files.
+        notes: further text files by name, such as where the model comes from.
 
     Raises:
         DataError: the folder holds something else, cannot be written, or the tokenizer has more ids than the model.
@@ -76,6 +79,8 @@ def save_hf(
             if (template := Path(tokenizer_folder) / TEMPLATE).is_file():
                 write_atomic(staging / TEMPLATE, template.read_bytes())
         _write_settings(model.spec, staging, tokenizer, dtype)
+        for name, text in (notes or {}).items():
+            write_atomic(staging / name, text)
         with writing(target):
             _replace_folder(staging, target)
     finally:

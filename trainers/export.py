@@ -6,7 +6,6 @@ from typing import Any
 
 from conf.errors import DataError
 from conf.schema import RunConfig
-from data.files import write_atomic
 from data.stages import stage_folders
 from data.tokenize import load_tokenizer
 from models.decoder import Decoder, ModelSpec, RopeSpec
@@ -71,7 +70,5 @@ def export(config: RunConfig) -> Path:
         )
     model = Decoder(spec)
     model.load_state_dict(weights)
-    target = save_hf(model, Path(config.export.dir).absolute(), folder, config.export.dtype)
-    origin = lineage(checkpoint, state, config.export.dtype)
-    write_atomic(target / LINEAGE_FILE, json.dumps(origin, indent=1, sort_keys=True) + "\n")
-    return target
+    origin = json.dumps(lineage(checkpoint, state, config.export.dtype), indent=1, sort_keys=True) + "\n"
+    return save_hf(model, config.export.dir, folder, config.export.dtype, notes={LINEAGE_FILE: origin})

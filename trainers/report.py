@@ -147,7 +147,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _sections(run: RunFolder) -> list[tuple[str, str]]:
     """Title and HTML of the tables below the pictures; empty ones are left out by the caller."""
     samples = [
-        (record["step"], row.get("prompt", ""), row.get("continuation", ""))
+        (record["step"], _escaped(row.get("prompt", "")), _escaped(row.get("continuation", "")))
         for record in run.samples[:1] + run.samples[1:][-1:]
         for row in record.get("rows", [])
     ]
@@ -155,14 +155,25 @@ def _sections(run: RunFolder) -> list[tuple[str, str]]:
         (name, stage.get("fingerprint", "")[:16], stage.get("created", ""), _short(stage.get("figures", {})))
         for name, stage in run.stages.items()
     ]
-    attempts = [(index + 1, _short(attempt)) for index, attempt in enumerate(run.attempts)]
+    attempts = [_attempt(record) for record in run.attempts if isinstance(record, dict)]
     columns = ("stage", "fingerprint", "made", "figures")
     return [
         ("Samples", _table(samples, ("step", "prompt", "continuation")) if samples else ""),
         ("Data", _table(stages, columns) if stages else ""),
-        ("Attempts", _table(attempts, ("attempt", "record")) if attempts else ""),
+        ("Attempts", _table(attempts, ("attempt", "when", "event", "facts")) if attempts else ""),
         ("Config", f"<details><summary>all keys</summary>{_table(_flat(run.config))}</details>" if run.config else ""),
     ]
+
+
+def _escaped(text: str) -> str:
+    """A text on one line, its line ends visible."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _attempt(record: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    facts = {key: value for key, value in record.items() if key not in ("attempt", "time", "event")}
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.get("time", 0)))
+    return str(record.get("attempt", "")), when, str(record.get("event", "")), _short(facts)
 
 
 def _short(value: Any) -> str:
@@ -204,5 +215,5 @@ h1 { margin: 0; } h2 { margin: 2rem 0 .5rem; font-size: 1.1rem; } .muted { color
 .pictures img { width: 100%; border: 1px solid #e3e6ea; border-radius: 8px; }
 table { border-collapse: collapse; font-size: .85rem; max-width: 100%; } th, td { text-align: left; vertical-align: top;
   padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #e3e6ea; white-space: pre-wrap; overflow-wrap: anywhere; }
-th { color: #6b7280; font-weight: 600; } summary { cursor: pointer; }
+td:first-child { white-space: nowrap; } th { color: #6b7280; font-weight: 600; } summary { cursor: pointer; }
 """
