@@ -26,6 +26,7 @@ from conf.schema import ClusterConfig
 MODULE = "launch"
 STOP_WAIT_SEC = 300  # a stopped job may finish its step and write its checkpoint; Ray's own default is 3
 STATUS_POLL_SEC = 0.5
+LOUD = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")  # uploads, closed sockets
 CODE_LINE = re.compile(r"^\[sundog exit code (\d+)\]$", re.MULTILINE)
 
 
@@ -40,20 +41,27 @@ def submit(
 ) -> int:
     """Run ``python -m launch *argv`` as a Ray job and return its exit code.
 
-    The job goes to ``cluster.address`` (a job server, http://HOST:PORT, or a cluster address), or to a local head that
-    is started for it. ``working_dir`` is uploaded. ``env`` must hold no secrets: Ray shows it in its dashboard.
-    ``stop() > 0``, or KeyboardInterrupt, stops the job, which then has 5 minutes to checkpoint.
+    The job goes to ``cluster.address`` (a job server, http://HOST:PORT, or a cluster address), and ``working_dir`` is
+    uploaded for it: relative paths in it then mean folders of that copy, so outputs need absolute, shared ones.
+    Without an address a local head is started for the job, which then runs in ``working_dir`` itself.
+    ``env`` must hold no secrets: Ray shows it in its dashboard. ``stop() > 0``, or KeyboardInterrupt, stops the job,
+    which then has 5 minutes to checkpoint.
 
     Raises:
         ResourceError: no job server there, the upload is too large, or the job never started.
     """
-    shipped = _runtime_env(working_dir, env)
-    logging.getLogger("ray").setLevel(logging.ERROR)  # uploads and closed sockets are no news
     with ExitStack() as stack:
-        address = cluster.address or stack.enter_context(local_head(cluster, dashboard=True)).dashboard_url
-        python = sys.executable if not cluster.address else "python"
+        if cluster.address:
+            shipped = _runtime_env(working_dir, env)
+            address, line = cluster.address, _entrypoint(argv, "python")
+        else:
+            shipped = {"env_vars": _variables(env)}
+            address = stack.enter_context(local_head(cluster, dashboard=True)).dashboard_url
+            line = f"cd {shlex.quote(str(working_dir.absolute()))} && {{ {_entrypoint(argv, sys.executable)}; }}"
         client = _client(address)
-        job = client.submit_job(entrypoint=_entrypoint(argv, python), runtime_env=shipped)
+        for name in LOUD:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        job = client.submit_job(entrypoint=line, runtime_env=shipped)
         return _Follow(client, job, on_line, stop).exit_code()
 
 
@@ -75,7 +83,11 @@ def command_line(
 
 def _runtime_env(working_dir: Path, env: Mapping[str, str] | None, measure: bool = True) -> dict[str, Any]:
     shipped = runtime_environment(working_dir.absolute(), measure)
-    return {**shipped, "env_vars": {**(env or {}), "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SEC)}}
+    return {**shipped, "env_vars": _variables(env)}
+
+
+def _variables(env: Mapping[str, str] | None) -> dict[str, str]:
+    return {**(env or {}), "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SEC)}
 
 
 def _entrypoint(argv: list[str], python: str) -> str:

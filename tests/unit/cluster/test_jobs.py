@@ -27,6 +27,7 @@ if sys.argv[1] == "wait":
     print("waiting", flush=True)
     stopped.wait(60)
     sys.exit(75)
+open("written", "w").write(sys.argv[1])
 sys.exit(int(sys.argv[1]))
 """
 
@@ -103,10 +104,12 @@ def test_the_printed_line_works(head: Head, folder: Path) -> None:
     assert "greeting hi False" in done.stdout
 
 
-def test_a_local_head_is_started_and_stopped_for_a_job(folder: Path) -> None:
+def test_a_job_on_a_local_head_runs_in_the_folder_itself(folder: Path) -> None:
     lines: list[str] = []
     assert submit(["2"], ClusterConfig(object_store_mb=128), working_dir=folder, on_line=lines.append) == 2
     assert "arguments 2" in lines
+    assert "greeting None False" in lines
+    assert (folder / "written").read_text() == "2"
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:1", "127.0.0.1:1", "http://127.0.0.1"])
@@ -138,5 +141,5 @@ def test_a_large_upload_names_its_biggest_paths(folder: Path) -> None:
     with pytest.raises(
         ResourceError, match=r"101\.0 MiB to upload, the limit is 100 MiB; biggest: weights\.bin \(101\.0 MiB\)"
     ):
-        submit(["0"], ClusterConfig(), working_dir=folder, on_line=lambda line: None)
+        submit(["0"], ClusterConfig(address="http://127.0.0.1:1"), working_dir=folder, on_line=lambda line: None)
     assert check_size(folder, limit=2**30) > 101 * 2**20
