@@ -1,17 +1,14 @@
 """``sundog serve``: an exported model behind the OpenAI API, on Ray Serve, until a signal stops it."""
 
-import threading
 from pathlib import Path
 
 from cluster.connection import connect
-from cluster.serving import serving
-
+from cluster.serving import serve_until, serving
 from conf.errors import EXIT_DONE, DataError
 from conf.schema import RunConfig
 from launch.train import stop_requests
 
 APP = "inference.server:build_app"
-STOP_POLL_SEC = 0.2
 
 
 def check_model(folder: str) -> None:
@@ -33,8 +30,6 @@ def main(name: str, config: RunConfig) -> int:
         print(
             f'          -d \'{{"model": "{config.serve.model_name}", "prompt": "def ", "max_tokens": 32}}\'', flush=True
         )
-        waiter = threading.Event()
-        while not stops:
-            waiter.wait(STOP_POLL_SEC)
+        serve_until(lambda: len(stops))
     print("stopped")
     return EXIT_DONE

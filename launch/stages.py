@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from cluster.connection import connect
@@ -22,14 +23,14 @@ def run_stage(name: str, config: RunConfig) -> tuple[Manifest, float]:
 
     Ray starts when the first unit of work is due, so a finished stage answers without it.
     """
-    start = time.monotonic()
+    start, logs = time.monotonic(), Path(config.data.dir) / "logs"
     with ExitStack() as stack:
         connected: list[Any] = []
 
         def execute(label: str, function: str, units: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if not connected:
                 connected.append(stack.enter_context(connect(config.cluster)))
-            return run_units(config.cluster, label, function, units, progress(label))
+            return run_units(config.cluster, label, function, units, progress(label), log_dir=logs)
 
         manifest = STAGES[name](config, execute)
     return manifest, time.monotonic() - start

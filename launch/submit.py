@@ -25,7 +25,17 @@ def main(name: str, arguments: list[str]) -> int:
 
     # Ray loads here, after the mistakes that can be answered without it.
     from cluster.jobs import command_line, submit
+    from launch.train import stop_requests
 
     config = ClusterConfig(address=options.address)
     print(f"the same by hand: {command_line(command, config, working_dir=Path.cwd())}", flush=True)
-    return submit(command, config, working_dir=Path.cwd(), on_line=lambda line: print(line, flush=True))
+    if options.address:
+        print("the job runs in a copy of this folder: give run_dir and data.dir as absolute, shared paths", flush=True)
+    with stop_requests() as stops:
+        return submit(
+            command,
+            config,
+            working_dir=Path.cwd(),
+            on_line=lambda line: print(line, flush=True),
+            stop=lambda: len(stops),
+        )
