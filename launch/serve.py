@@ -6,7 +6,7 @@ from cluster.connection import connect
 from cluster.serving import serve_until, serving
 from conf.errors import EXIT_DONE, DataError
 from conf.schema import RunConfig
-from launch.train import stop_requests
+from launch.signals import stop_requests
 
 APP = "inference.server:build_app"
 

@@ -25,7 +25,7 @@ def main(name: str, arguments: list[str]) -> int:
 
     # Ray loads here, after the mistakes that can be answered without it.
     from cluster.jobs import command_line, submit
-    from launch.train import stop_requests
+    from launch.signals import stop_requests
 
     config = ClusterConfig(address=options.address)
     print(f"the same by hand: {command_line(command, config, working_dir=Path.cwd())}", flush=True)

@@ -2,13 +2,11 @@
 
 import json
 import os
-import signal
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from cluster.connection import connect
@@ -20,26 +18,10 @@ from data.shards import open_shards
 from data.stages import stage_folders
 from launch.plan import describe_mesh, describe_model
 from launch.preflight import dump
+from launch.signals import stop_requests
 from trainers.console import show
 
 RANK_FUNCTION = "trainers.pretrain:run"
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """Collect stop signals in a list instead of dying of them: ranks stop at a step's end, with a checkpoint."""
-    received: list[int] = []
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        received.append(signum)
-
-    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def prepare(config: RunConfig) -> None:
