@@ -21,8 +21,9 @@ lint: setup
 	$(BIN)/basedpyright --warnings
 	$(BIN)/lint-imports
 
+# Much of a test's time is Ray starting: three test processes keep two cores busy.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 3 --dist loadfile
 
 bench: setup
 	for file in benchmarks/*.py; do $(BIN)/python -m $$(echo $${file%.py} | tr / .) || exit 1; done

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.cli import sundog, write_corpus
+from tests.helpers.cli import prepare_data, sundog, write_corpus
 
 TINY = [
     "data=path",
@@ -75,8 +75,7 @@ def test_wrong_ray_address(tmp_path: Path) -> None:
 
 def test_more_ranks_than_cpus(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", 40)
-    for stage in ("curate", "order", "pack"):
-        assert sundog(stage, *TINY, "data.path=corpus", cwd=tmp_path).code == 0
+    prepare_data(tmp_path, [*TINY, "data.path=corpus"])
     many = ["cluster.ranks=512", "sequence.degree=1", "trainer.batch=512"]
     refuse(["train", *TINY, "data.path=corpus", *many], tmp_path, 3, "512")
 

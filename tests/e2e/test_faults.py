@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from cluster.supervisor import read_attempts
-from tests.helpers.cli import environment, sundog, write_corpus
+from tests.helpers.cli import environment, prepare_data, sundog, write_corpus
 
 STEPS = 60
 SETTINGS = [
@@ -44,9 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with packed shards in it."""
     folder = tmp_path_factory.mktemp("faults")
     write_corpus(folder / "corpus")
-    for stage in ("curate", "order", "pack"):
-        done = sundog(stage, *SETTINGS, cwd=folder)
-        assert done.code == 0, done.err
+    prepare_data(folder, SETTINGS)
     return folder
 
 

@@ -3,8 +3,15 @@
 import os
 import subprocess
 import sys
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
+
+from data.curate import curate
+from data.order import order
+from data.pack import pack
+from data.stages import serial_units
+from launch.preflight import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,6 +43,14 @@ def sundog(*arguments: str, cwd: Path, timeout: float = 180.0) -> Done:
         timeout=timeout,
     )
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def prepare_data(folder: Path, settings: list[str]) -> None:
+    """Run the data stages in this process, without Ray: for tests that are about what comes after them."""
+    with chdir(folder):
+        config = load_config(settings)
+        for stage in (curate, order, pack):
+            stage(config, serial_units)
 
 
 def write_corpus(folder: Path, documents: int = 120) -> Path:
