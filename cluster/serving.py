@@ -44,10 +44,12 @@ def serving(
     cpus: float = 1.0,
     gpus: float = 0.0,
     start_timeout_sec: float = START_TIMEOUT_SEC,
+    cluster_ends: bool = False,
 ) -> Iterator[str]:
-    """Serve ``factory(model, settings)`` (a dotted name) on the connected cluster; yield the URL; then shut down.
+    """Serve ``factory(model, settings)`` (a dotted name) on the connected cluster; yield the URL; then remove it.
 
-    ``settings`` are the fields of ``config``. ``cpus`` and ``gpus`` are for one replica.
+    ``settings`` are the fields of ``config``. ``cpus`` and ``gpus`` are for one replica. Afterwards Ray Serve itself is
+    shut down unless other applications run on it, or the cluster ends anyway (``cluster_ends``).
 
     Raises:
         ResourceError: the port is in use or not ours to bind, or the replicas cannot fit.
@@ -73,6 +75,13 @@ def serving(
         host = "127.0.0.1" if config.host in ALL_INTERFACES else config.host
         yield f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
     finally:
+        _remove(cluster_ends)
+
+
+def _remove(cluster_ends: bool) -> None:
+    if NAME in serve.status().applications:
+        serve.delete(NAME)
+    if not cluster_ends and not serve.status().applications:
         serve.shutdown()
 
 

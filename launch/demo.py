@@ -11,15 +11,14 @@ from pathlib import Path
 
 from cluster.connection import connect
 from cluster.serving import serving
-from trainers.export import export
-from trainers.report import write_report
-
 from conf.errors import EXIT_DONE, EXIT_STOPPED
 from conf.schema import RunConfig, ServeConfig
 from launch.progress import format_seconds
 from launch.serve import APP
 from launch.stages import describe, run_stage
 from launch.train import train
+from trainers.export import export
+from trainers.report import write_report
 
 PROMPT = "def "
 STEPS = 7
@@ -54,7 +53,7 @@ def first_loss(run_dir: Path) -> float:
 
 def main(name: str, config: RunConfig) -> int:
     begin = time.monotonic()
-    with connect(config.cluster):
+    with connect(config.cluster) as connection:
         print(f"Ray is up  [{format_seconds(time.monotonic() - begin)}]", flush=True)
         for number, stage in enumerate(("curate", "order", "pack"), 1):
             manifest, seconds = run_stage(stage, config)
@@ -73,7 +72,7 @@ def main(name: str, config: RunConfig) -> int:
         _say(5, "export", f"{folder} (safetensors, config, tokenizer)", time.monotonic() - start)
         start = time.monotonic()
         config.serve.port = _free_port(config.serve.host)
-        with serving(config.serve, APP) as url:
+        with serving(config.serve, APP, cluster_ends=connection.local) as url:
             answer = ask(url, config.serve)
             _say(6, "serve", f"{url}/v1 answered {PROMPT + answer!r}", time.monotonic() - start)
     start = time.monotonic()

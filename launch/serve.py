@@ -24,7 +24,11 @@ def check_model(folder: str) -> None:
 
 def main(name: str, config: RunConfig) -> int:
     check_model(config.serve.model)
-    with stop_requests() as stops, connect(config.cluster), serving(config.serve, APP) as url:
+    with (
+        stop_requests() as stops,
+        connect(config.cluster) as connection,
+        serving(config.serve, APP, cluster_ends=connection.local) as url,
+    ):
         print(f"serving {config.serve.model_name} at {url}/v1  (Ctrl-C stops)")
         print(f"try:    curl {url}/v1/completions -H 'content-type: application/json' \\")
         print(
