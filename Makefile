@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BENCHMARKS := attention
 
 .PHONY: setup demo test lint bench clean
 
@@ -26,7 +27,7 @@ test: lint
 	$(BIN)/pytest -n 3 --dist loadfile
 
 bench: setup
-	for file in benchmarks/*.py; do $(BIN)/python -m $$(echo $${file%.py} | tr / .) || exit 1; done
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
