@@ -33,6 +33,7 @@ class Command:
     module: str
     text: str
     takes_config: bool = True
+    experiment: str = ""  # overlay that it starts from
 
 
 COMMANDS = {
@@ -49,7 +50,9 @@ COMMANDS = {
     "plan": Command("launch.plan", "print parameters, FLOPs, memory, traffic and horizon; starts nothing"),
     "doctor": Command("launch.doctor", "say what this machine lacks and how to get it"),
     "submit": Command("launch.submit", "run any command as a Ray job: sundog submit [--address A] COMMAND ...", False),
-    "demo": Command("launch.demo", "the whole chain on a real corpus, ending with a served model that answers"),
+    "demo": Command(
+        "launch.demo", "the whole chain on a real corpus, ending with a served model that answers", experiment="demo"
+    ),
 }
 
 
@@ -117,7 +120,7 @@ def _dispatch(arguments: list[str]) -> int:
         return EXIT_DONE
     command = COMMANDS[name]
     if command.takes_config:
-        config = load_config(rest, experiment="demo" if name == "demo" else "")
+        config = load_config(rest, command.experiment)
         return importlib.import_module(command.module).main(name, config)
     return importlib.import_module(command.module).main(name, rest)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from conf.errors import ConfigError
 from conf.rules import nearest
 from conf.schema import ClusterConfig
+from launch.preflight import load_config
 
 
 def main(name: str, arguments: list[str]) -> int:
@@ -22,6 +23,8 @@ def main(name: str, arguments: list[str]) -> int:
     if not command or command[0] not in runnable:
         given = command[0] if command else "(none)"
         raise ConfigError("command", given, f"one of {', '.join(runnable)}", nearest(given, runnable))
+    if COMMANDS[command[0]].takes_config:
+        load_config(command[1:], COMMANDS[command[0]].experiment)
 
     # Ray loads here, after the mistakes that can be answered without it.
     from cluster.jobs import command_line, submit
