@@ -98,8 +98,8 @@ def ring_traffic(config: RunConfig) -> Traffic:
     """Sequence-parallel traffic of one layer and one micro batch.
 
     TokenRing sends queries one way and partial outputs the other; backward it sends q, dO and two rows of fp32
-    statistics one way and fp32 dq the other. The ring sends keys and values, and backward their fp32 gradients as well
-    (Sundog's docs/sequence_parallelism.md has the table). Upper bounds: the zigzag layout trims some of it.
+    statistics one way and fp32 dq the other. The ring sends keys and values, and backward their fp32 gradients as well.
+    Upper bounds: under a causal mask, schedules trim what nobody needs.
     """
     mesh, model = mesh_sizes(config), config.model
     n = mesh.cp

@@ -1,9 +1,8 @@
 """``sundog export``: a checkpoint as a Hugging Face folder that any Llama runtime loads."""
 
-from trainers.export import export
-
 from conf.errors import EXIT_DONE
 from conf.schema import RunConfig
+from trainers.export import export
 
 
 def main(name: str, config: RunConfig) -> int:
