@@ -10,16 +10,7 @@ from pathlib import Path
 from conf.schema import GROUPS, OVERLAYS
 from launch.__main__ import COMMANDS
 from launch.preflight import load_config, options
-
-ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```\n(.*?)^```", README, re.M | re.S)
-
-
-def commands() -> list[list[str]]:
-    """Every ``sundog ...`` line of the README's blocks, without its comment."""
-    lines = [line.removeprefix("$ ") for block in BLOCKS for line in block.splitlines()]
-    return [shlex.split(line, comments=True) for line in lines if line.startswith("sundog ")]
+from tests.helpers.readme import BLOCKS, README, ROOT, commands
 
 
 def test_readme_is_short_and_its_links_exist() -> None:
