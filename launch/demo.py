@@ -5,6 +5,7 @@ Each stage is the stage that its own command runs; a stage that is complete is n
 
 import json
 import socket
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -16,7 +17,7 @@ from conf.schema import RunConfig, ServeConfig
 from launch.progress import format_seconds
 from launch.serve import APP
 from launch.stages import describe, run_stage
-from launch.train import train
+from launch.train import stopped_line, train
 from trainers.export import export
 from trainers.report import write_report
 
@@ -62,7 +63,7 @@ def main(name: str, config: RunConfig) -> int:
         result = train(config)
         run_dir = Path(config.run_dir)
         if result["status"] == "stopped":
-            print(f"stopped at step {result['step']}; the same command goes on from there")
+            print(stopped_line(result))
             return EXIT_STOPPED
         fall = f"loss {first_loss(run_dir):.2f} -> {result['loss']:.2f}"
         text = f"{config.cluster.ranks} ranks, {config.sequence.strategy}, {result['step']} steps, {fall}"
@@ -79,5 +80,7 @@ def main(name: str, config: RunConfig) -> int:
     page = write_report(run_dir)
     _say(7, "report", str(page), time.monotonic() - start)
     print(f"run folder: {run_dir}   all of it: {format_seconds(time.monotonic() - begin)}")
-    print(f"go on: sundog generate experiment=demo --prompt '{PROMPT}'   sundog serve experiment=demo")
+    program = sys.argv[0] if sys.argv[0].endswith("sundog") else "sundog"
+    print(f"go on: {program} generate generate.model={folder} --prompt '{PROMPT}'")
+    print(f"       {program} serve serve.model={folder}")
     return EXIT_DONE

@@ -76,10 +76,16 @@ def refused_leaves_no_trace(run_dir: Path) -> Iterator[None]:
         raise
 
 
+def stopped_line(result: dict[str, Any]) -> str:
+    """Return what a person is told about a run that was asked to stop."""
+    where = f"at step {result['step']}, checkpoint written" if result["step"] else "before the first step"
+    return f"stopped {where}; the same command goes on from there"
+
+
 def main(name: str, config: RunConfig) -> int:
     result = train(config)
     if result["status"] == "stopped":
-        print(f"stopped at step {result['step']}, checkpoint written; the same command goes on from there")
+        print(stopped_line(result))
         return EXIT_STOPPED
     print(f"done: step {result['step']}, loss {result['loss']:.3f}; plots: sundog report {config.run_dir}")
     return EXIT_DONE
