@@ -8,7 +8,6 @@ import re
 from functools import cache
 from pathlib import Path
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -131,26 +130,6 @@ def load_config(arguments: list[str], experiment: str = "") -> RunConfig:
         arguments = [f"experiment={experiment}", *arguments]
     # Hydra takes no null for a group that is null already.
     return check(_compose([a for a in arguments if a not in [f"{overlay}=null" for overlay in OVERLAYS]]))
-
-
-def load_saved(path: Path) -> RunConfig:
-    """Return the config that a run wrote into its folder.
-
-    Raises:
-        ConfigError: the file is missing, is no YAML, or does not fit the schema of this version.
-    """
-    try:
-        saved = OmegaConf.create(yaml.safe_load(path.read_text()))
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), saved))
-    except FileNotFoundError:
-        raise ConfigError(
-            "run", path.parent, "it has no config.yaml, so no run was started there", "a run's folder"
-        ) from None
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(str(path), "", f"not a config of this version: {reason}", "start a new run folder") from None
-    assert isinstance(config, RunConfig), f"{path} loaded as {type(config).__name__}"
-    return check(config)
 
 
 def dump(config: RunConfig) -> str:

@@ -9,7 +9,8 @@ from conf.describe import keys
 from conf.errors import ConfigError
 from conf.schema import GROUPS, OVERLAYS, RunConfig
 from launch.__main__ import main
-from launch.preflight import dump, load_config, load_saved, options
+from launch.preflight import dump, load_config, options
+from trainers.pretrain import load_config as load_saved
 
 
 @pytest.mark.parametrize(
