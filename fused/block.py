@@ -1,8 +1,9 @@
 """The one attention primitive under every sequence-parallel strategy: a block forward and a block backward.
 
-Shapes: queries ``[batch, Sq, heads, head_dim]``, keys and values ``[batch, Sk, kv_heads, head_dim]`` with ``heads`` a
-multiple of ``kv_heads`` (query head ``h`` reads key head ``h // (heads // kv_heads)``), lse and delta
-``[batch, Sq, heads]``. Results are fp32 (fp64 for fp64 inputs) whatever the inputs are.
+Shapes: queries ``[batch, Sq, heads, D]``, keys ``[batch, Sk, kv_heads, D]``, values ``[batch, Sk, kv_heads, Dv]`` with
+``heads`` a multiple of ``kv_heads`` (query head ``h`` reads key head ``h // (heads // kv_heads)``), out
+``[batch, Sq, heads, Dv]``, lse and delta ``[batch, Sq, heads]``. Results are fp32 (fp64 for fp64 inputs) whatever the
+inputs are.
 
 The arithmetic is FlashAttention-2's (arXiv 2307.08691): partial results are normalised, carry the natural log-sum-exp
 of their scores and merge exactly; the gradients of a block need only the global lse and
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fused import cpu, reference
+from fused.dropout import Dropout
 from fused.mask import BlockMask
 from fused.merge import merge_
 
@@ -33,18 +35,20 @@ def block_forward(
     mask: BlockMask,
     scale: float,
     into: tuple[Tensor, Tensor] | None = None,
+    dropout: Dropout | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``softmax(scale * q k^T) v`` over the keys of this block, and its log-sum-exp.
 
     With ``into`` (running out and lse of the same queries) the result is merged into it in place and ``into`` is
-    returned; without, fresh tensors are. A query that sees no key has out 0 and lse -inf.
+    returned; without, fresh tensors are. A query that sees no key has out 0 and lse -inf. ``dropout`` acts on the
+    weights after the softmax; the log-sum-exp knows nothing of it.
     """
     q, k, v = _wide(q, k, v)
-    if q.device.type == "cpu":
+    if q.device.type == "cpu" and dropout is None:
         return cpu.forward(q, k, v, mask, scale, into)
-    out, lse = reference.forward(q, k, v, mask, scale)
+    out, lse = reference.forward(q, k, v, mask, scale, dropout)
     if into is None:
-        return out.contiguous(), lse.contiguous()
+        return out, lse
     merge_(*into, out, lse)
     return into
 
@@ -60,17 +64,18 @@ def block_backward(
     scale: float,
     dq: Tensor | None = None,
     dkv: tuple[Tensor, Tensor] | None = None,
+    dropout: Dropout | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """This block's share of ``(dq, dk, dv)``, added in place to the totals that are given.
 
     ``lse`` and ``delta`` are the queries' global ones (over all keys of the sequence), not this block's.
     """
     q, k, v, d_out = _wide(q, k, v, d_out)
-    if q.device.type == "cpu":
+    if q.device.type == "cpu" and dropout is None:
         return cpu.backward(q, k, v, d_out, lse, delta, mask, scale, dq, dkv)
-    parts = reference.backward(q, k, v, d_out, lse, delta, mask, scale)
+    parts = reference.backward(q, k, v, d_out, lse, delta, mask, scale, dropout)
     totals = (dq, *(dkv if dkv is not None else (None, None)))
     dq_total, dk_total, dv_total = (
-        part.contiguous() if total is None else total.add_(part) for total, part in zip(totals, parts, strict=True)
+        part if total is None else total.add_(part) for total, part in zip(totals, parts, strict=True)
     )
     return dq_total, dk_total, dv_total

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fused.mask import BlockMask
+from fused.mask import CAUSAL, FULL, BlockMask
 from fused.tiles import IntArray
 from parallel.layout import positions
 from parallel.ring.schedule import Compute, Parts, Problem
@@ -26,31 +27,30 @@ def _positions(problem: Problem, local_seq: int, rank: int) -> IntArray:
 
 @lru_cache(maxsize=4096)
 def _plain(problem: Problem, local_seq: int, block: Compute) -> BlockMask:
-    return BlockMask(
-        _narrow(_positions(problem, local_seq, block.queries), block.query_parts, problem.whole),
-        _narrow(_positions(problem, local_seq, block.keys), block.key_parts, problem.whole),
-        problem.causal,
-    )
+    return _block_mask(problem, local_seq, block, None)
+
+
+def _block_mask(problem: Problem, local_seq: int, block: Compute, documents: IntArray | None) -> BlockMask:
+    queries = _narrow(_positions(problem, local_seq, block.queries), block.query_parts, problem.whole)
+    keys = _narrow(_positions(problem, local_seq, block.keys), block.key_parts, problem.whole)
+    rule = CAUSAL if problem.causal else FULL
+    return BlockMask.of(rule.ranges(queries, local_seq * problem.world_size, documents), queries, keys)
 
 
 class DocumentMasks:
     """Masks of one batch's documents. Every block's mask is made once, however many layers ask for it."""
 
     def __init__(self, problem: Problem, documents: IntArray) -> None:
-        self._problem, self._documents = problem, documents  # [world_size, batch, local_seq]
+        size, batch, local_seq = documents.shape
+        self._problem, self._local_seq = problem, local_seq
+        self._documents = np.empty((batch, size * local_seq), dtype=np.int64)
+        for rank, ids in enumerate(documents):
+            self._documents[:, _positions(problem, local_seq, rank)] = ids
         self._made: dict[Compute, BlockMask] = {}
 
     def __call__(self, block: Compute) -> BlockMask:
         if block not in self._made:
-            whole = self._problem.whole
-            plain = _plain(self._problem, self._documents.shape[-1], block)
-            self._made[block] = BlockMask(
-                plain.query_positions,
-                plain.key_positions,
-                plain.causal,
-                _narrow(self._documents[block.queries], block.query_parts, whole),
-                _narrow(self._documents[block.keys], block.key_parts, whole),
-            )
+            self._made[block] = _block_mask(self._problem, self._local_seq, block, self._documents)
         return self._made[block]
 
 
