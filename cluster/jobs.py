@@ -1,33 +1,82 @@
 """Any command as a Ray job: its code shipped, its log streamed, its real exit code returned."""
 
-import asyncio
 import json
 import logging
-import os
-import queue
-import re
 import shlex
 import sys
-import threading
-import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobSubmissionClient
+from ray.util.state import list_nodes
 
 from cluster.connection import check_address, split_address
+from cluster.follow import Follow
 from cluster.local_head import local_head
 from cluster.upload import runtime_environment
-from conf.errors import EXIT_BUG, EXIT_TERMINATED, ResourceError
+from conf.errors import ConfigError, ResourceError
+from conf.rules import nearest
 from conf.schema import ClusterConfig
 
 MODULE = "launch"
+REVISION_VARIABLE = "SUNDOG_GIT_REVISION"  # what a run records as its code, where the job's copy has no .git
 STOP_WAIT_SEC = 300  # a stopped job may finish its step and write its checkpoint; Ray's own default is 3
-STATUS_POLL_SEC = 0.5
 LOUD = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")  # uploads, closed sockets
-CODE_LINE = re.compile(r"^\[sundog exit code (\d+)\]$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class JobServer:
+    """A Ray job server and what every job that is sent to it gets."""
+
+    client: JobSubmissionClient
+    runtime_env: dict[str, Any]
+    folder: Path | None  # that jobs run in; None: in their copy of the uploaded one
+
+    def run(self, argv: list[str], *, on_line: Callable[[str], None], stop: Callable[[], int] = lambda: 0) -> int:
+        """Run ``python -m launch *argv`` as a job, follow it to its end and return its exit code.
+
+        ``stop() > 0``, or KeyboardInterrupt, stops the job, which then has 5 minutes to checkpoint.
+        """
+        if self.folder is None:
+            line = _entrypoint(argv, "python")
+        else:
+            line = f"cd {shlex.quote(str(self.folder))} && {{ {_entrypoint(argv, sys.executable)}; }}"
+        facts = {"command": shlex.join(argv), "revision": self.runtime_env["env_vars"].get(REVISION_VARIABLE, "")}
+        job = self.client.submit_job(entrypoint=line, runtime_env=self.runtime_env, metadata=facts)
+        on_line(f"job {job}")
+        return Follow(self.client, job, on_line, stop).exit_code()
+
+    def cpus(self) -> float:
+        """The CPUs of all live nodes."""
+        nodes: list[Any] = list_nodes(self.client.get_address(), filters=[("state", "=", "ALIVE")], limit=10_000)
+        return sum(node.resources_total.get("CPU", 0.0) for node in nodes)
+
+
+@contextmanager
+def job_server(
+    cluster: ClusterConfig, *, working_dir: Path, env: Mapping[str, str] | None = None
+) -> Iterator[JobServer]:
+    """A server for jobs with ``working_dir``'s code: that of ``cluster.address``, or of a local head for this block.
+
+    To an address (a job server, http://HOST:PORT, or a cluster address) ``working_dir`` is uploaded: relative paths in
+    a job then mean folders of that copy, so outputs need absolute, shared ones. On a local head jobs run in
+    ``working_dir`` itself. ``env`` must hold no secrets: Ray shows it in its dashboard.
+
+    Raises:
+        ResourceError: no job server there, or the upload is too large.
+    """
+    for name in LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if cluster.address:
+        shipped = _runtime_env(working_dir, env)
+        yield JobServer(connect_jobs(cluster.address), shipped, None)
+        return
+    with local_head(cluster, dashboard=True) as head:
+        client = connect_jobs(head.dashboard_url)
+        yield JobServer(client, {"env_vars": _variables(env)}, working_dir.absolute())
 
 
 def submit(
@@ -39,30 +88,9 @@ def submit(
     on_line: Callable[[str], None],
     stop: Callable[[], int] = lambda: 0,
 ) -> int:
-    """Run ``python -m launch *argv`` as a Ray job and return its exit code.
-
-    The job goes to ``cluster.address`` (a job server, http://HOST:PORT, or a cluster address), and ``working_dir`` is
-    uploaded for it: relative paths in it then mean folders of that copy, so outputs need absolute, shared ones.
-    Without an address a local head is started for the job, which then runs in ``working_dir`` itself.
-    ``env`` must hold no secrets: Ray shows it in its dashboard. ``stop() > 0``, or KeyboardInterrupt, stops the job,
-    which then has 5 minutes to checkpoint.
-
-    Raises:
-        ResourceError: no job server there, the upload is too large, or the job never started.
-    """
-    with ExitStack() as stack:
-        if cluster.address:
-            shipped = _runtime_env(working_dir, env)
-            address, line = cluster.address, _entrypoint(argv, "python")
-        else:
-            shipped = {"env_vars": _variables(env)}
-            address = stack.enter_context(local_head(cluster, dashboard=True)).dashboard_url
-            line = f"cd {shlex.quote(str(working_dir.absolute()))} && {{ {_entrypoint(argv, sys.executable)}; }}"
-        client = _client(address)
-        for name in LOUD:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        job = client.submit_job(entrypoint=line, runtime_env=shipped)
-        return _Follow(client, job, on_line, stop).exit_code()
+    """Run one command as a job of ``job_server``; see there and ``JobServer.run``."""
+    with job_server(cluster, working_dir=working_dir, env=env) as server:
+        return server.run(argv, on_line=on_line, stop=stop)
 
 
 def command_line(
@@ -104,7 +132,12 @@ def _without_address(argv: list[str]) -> list[str]:
     return [argument for argument in argv if not argument.startswith("cluster.address=")]
 
 
-def _client(address: str) -> JobSubmissionClient:
+def connect_jobs(address: str) -> JobSubmissionClient:
+    """A client of the job server at ``address`` (http://HOST:PORT, or a cluster address).
+
+    Raises:
+        ResourceError: nothing answers there, or not to this client.
+    """
     if not address.startswith(("http://", "https://")):
         check_address(address)
     else:
@@ -121,84 +154,23 @@ def _client(address: str) -> JobSubmissionClient:
         ) from error
 
 
-class _Follow:
-    """A submitted job, followed to its end."""
+def list_jobs(client: JobSubmissionClient) -> list[JobDetails]:
+    """The submitted jobs that the server remembers, newest first."""
+    return sorted((job for job in client.list_jobs() if job.submission_id), key=lambda j: -(j.start_time or 0))
 
-    def __init__(
-        self, client: JobSubmissionClient, job: str, on_line: Callable[[str], None], stop: Callable[[], int]
-    ) -> None:
-        self._client, self._job, self._on_line, self._stop = client, job, on_line, stop
-        self._chunks: queue.Queue[str | None] = queue.Queue()
-        self._partial, self._received = "", 0
-        self._code: int | None = None
-        threading.Thread(target=lambda: asyncio.run(self._tail()), daemon=True, name="job-log").start()
 
-    async def _tail(self) -> None:
-        try:
-            async for chunk in self._client.tail_job_logs(self._job):
-                self._chunks.put(chunk)
-        except (RuntimeError, OSError) as error:
-            logging.getLogger(__name__).debug("the log stream ended early: %s", error)
-        finally:
-            self._chunks.put(None)
+def find_job(client: JobSubmissionClient, job: str) -> JobDetails:
+    """The job whose id is, or uniquely starts with or ends with, ``job``.
 
-    def exit_code(self) -> int:
-        asked = False
-        while True:
-            try:
-                if self._stop() and not asked:
-                    asked = self._ask_to_stop()
-                if not self._pass_on(STATUS_POLL_SEC) and (details := self._ended()) is not None:
-                    return self._code_of(details)
-            except KeyboardInterrupt:
-                if asked:
-                    raise
-                asked = self._ask_to_stop()
-
-    def _ask_to_stop(self) -> bool:
-        self._on_line("stopping the job; it may finish its step and write a checkpoint")
-        self._client.stop_job(self._job)
-        return True
-
-    def _pass_on(self, wait_sec: float) -> bool:
-        """Hand over the log that has arrived; return whether more may come now."""
-        try:
-            chunk = self._chunks.get(timeout=wait_sec)
-        except queue.Empty:
-            return False
-        if chunk is None:
-            self._chunks.put(None)  # the end stays the end
-            time.sleep(wait_sec)
-            return False
-        self._received += len(chunk)
-        self._show(chunk)
-        return True
-
-    def _show(self, text: str) -> None:
-        *lines, self._partial = (self._partial + text).split("\n")
-        for line in lines:
-            if found := CODE_LINE.match(line):
-                self._code = int(found[1])
-            else:
-                self._on_line(line)
-
-    def _ended(self) -> JobDetails | None:
-        details = self._client.get_job_info(self._job)
-        return details if details.status.is_terminal() else None
-
-    def _code_of(self, details: JobDetails) -> int:
-        """Return the exit code, from Ray's record or from the log's last line."""
-        while self._pass_on(0.0):
-            pass
-        # The stream may end, or lag, before the log's end; the whole log has the rest.
-        self._show(self._client.get_job_logs(self._job)[self._received :])
-        if self._partial:
-            self._show("\n")
-        if details.driver_exit_code is not None:
-            return details.driver_exit_code
-        if self._code is not None:
-            return self._code
-        if details.status == JobStatus.STOPPED:
-            return EXIT_TERMINATED
-        self._on_line(f"the job {details.status.value.lower()}: {details.message}")
-        return os.EX_OK if details.status == JobStatus.SUCCEEDED else EXIT_BUG
+    Raises:
+        ConfigError: there is none, or several.
+    """
+    jobs = list_jobs(client)
+    names = [details.submission_id or "" for details in jobs]
+    found = [
+        d for d, name in zip(jobs, names, strict=True) if name == job or name.startswith(job) or name.endswith(job)
+    ]
+    if len(found) != 1:
+        rule = "names one submitted job" if found else "is the id of a submitted job"
+        raise ConfigError("job", job, rule, nearest(job, names) or "`sundog list` shows the jobs")
+    return found[0]

@@ -7,10 +7,16 @@ rules over several fields are in ``conf.rules``.
 
 from dataclasses import dataclass, field
 
+from conf.curate import CurationConfig
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.source": ("python_docs", "debian_docs", "path"),
     "data.format": ("auto", "text", "jsonl", "parquet"),
     "data.attention": ("context", "document"),
+    "model.norm": ("pre", "post"),
+    "model.experts.routing": ("expert_choice", "token_choice"),
+    "model.experts.pool": ("sequence_group", "local"),
+    "model.experts.causal": ("threshold", "auxiliary"),
     "order.kind": ("in_context", "random"),
     "sharding.kind": ("ddp", "fsdp"),
     "sequence.strategy": ("local", "ring", "token_ring"),
@@ -20,7 +26,24 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "cluster.placement": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
     "tracker.wandb": ("disabled", "offline", "online"),
     "export.dtype": ("fp32", "bf16"),
+    "sweep.early_stop": ("none", "median"),
 }
+
+
+@dataclass
+class ExpertsConfig:
+    """Experts in place of every feed-forward layer, in groups of one modality each (MoMa, arXiv 2407.21770)."""
+
+    groups: list[int] = field(default_factory=list)  # experts of each modality; one number: one group for all; []: none
+    routing: str = "expert_choice"
+    active: float = 1.0  # experts of a token: on average under expert_choice, exactly under token_choice
+    noise: bool = False  # Gumbel noise on the routers' logits in training
+    pool: str = (
+        "sequence_group"  # tokens that compete: those of all ranks that share a sequence, or of one rank (local)
+    )
+    pool_windows: int = 0  # windows whose tokens compete; 0: all of a micro batch
+    causal: str = "threshold"  # choice at inference; auxiliary needs routers trained by trainer.objective=routers
+    balance_rate: float = 0.001  # of the biases that even out the load under token_choice, a step
 
 
 @dataclass
@@ -37,6 +60,11 @@ class ModelConfig:
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
     init_std: float = 0.02
+    norm: str = "pre"  # before attention and feed-forward, or after them inside the residual connection (Swin)
+    modalities: list[str] = field(default_factory=lambda: ["text"])
+    modality_tokens: list[int] = field(default_factory=list)  # ids of each further modality, last in the vocabulary
+    depth: float = 1.0  # share of the tokens that every other layer works on (mixture of depths); 1: all
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
 
 
 @dataclass
@@ -58,19 +86,6 @@ class DataConfig:
     vocab_size: int = 4096  # of a trained tokenizer
     eval_fraction: float = 0.02  # share of the windows held out for evaluation
     overwrite: bool = False  # remove stage outputs that were made with other settings
-
-
-@dataclass
-class CurationConfig:
-    """Language-independent quality rules; 0 switches a rule off."""
-
-    min_chars: int = 200
-    max_chars: int = 1_000_000
-    max_line_chars: int = 100_000
-    min_letter_fraction: float = 0.4  # of the characters that are not white space
-    max_repeated_line_fraction: float = 0.5  # characters in lines seen before in the same document
-    max_replacement_fraction: float = 0.01  # U+FFFD and control characters: a sign of a wrong encoding
-    deduplicate: bool = True  # drop all but the first of documents with equal normalised text
 
 
 @dataclass
@@ -191,6 +206,16 @@ class ServeConfig:
 
 
 @dataclass
+class SweepConfig:
+    """Several runs of one command: `sundog sweep KEY=A,B`."""
+
+    metric: str = "eval/loss"  # that decides which run is best
+    parallel: int = 0  # jobs at a time; 0: as many as the cluster has CPUs for
+    early_stop: str = "none"  # median: stop a run that is worse than half of the others at the same step
+    grace_steps: int = 0  # no run is stopped before
+
+
+@dataclass
 class RunConfig:
     """Everything that a command needs to know."""
 
@@ -209,7 +234,8 @@ class RunConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
-GROUPS = ("model", "data", "curation", "order", "sharding", "sequence", "trainer", "cluster", "tracker")
+GROUPS = ("model", "experts", "data", "curation", "order", "sharding", "sequence", "trainer", "cluster", "tracker")
 OVERLAYS = ("experiment", "debug")

@@ -22,6 +22,8 @@ from conf.rules import nearest
 from conf.schema import GROUPS, OVERLAYS
 from launch.preflight import load_config, options
 
+MULTIRUN = {"-m", "--multirun"}  # Hydra's own words for a sweep
+
 
 @dataclass(frozen=True)
 class Command:
@@ -50,6 +52,11 @@ COMMANDS = {
     "plan": Command("launch.plan", "print parameters, FLOPs, memory, traffic and horizon; starts nothing"),
     "doctor": Command("launch.doctor", "say what this machine lacks and how to get it"),
     "submit": Command("launch.submit", "run any command as a Ray job: sundog submit [--address A] COMMAND ...", False),
+    "list": Command("launch.jobs", "the jobs of a running cluster", takes_config=False),
+    "status": Command("launch.jobs", "what became of a job: sundog status JOB", takes_config=False),
+    "logs": Command("launch.jobs", "a job's log: sundog logs [-f] JOB", takes_config=False),
+    "stop": Command("launch.jobs", "checkpoint and stop a job: sundog stop JOB", takes_config=False),
+    "sweep": Command("launch.sweep", "train with every choice of values: sundog sweep KEY=A,B ...", takes_config=False),
     "demo": Command(
         "launch.demo", "the whole chain on a real corpus, ending with a served model that answers", experiment="demo"
     ),
@@ -113,6 +120,8 @@ def _dispatch(arguments: list[str]) -> int:
         print(_usage(), flush=True)
         return EXIT_DONE if arguments else EXIT_CONFIG
     name, rest = arguments[0], arguments[1:]
+    if name == "train" and MULTIRUN.intersection(rest):
+        name, rest = "sweep", [argument for argument in rest if argument not in MULTIRUN]
     if name not in COMMANDS:
         raise ConfigError("command", name, f"one of {', '.join(COMMANDS)}", nearest(name, list(COMMANDS)))
     if "-h" in rest or "--help" in rest:

@@ -33,7 +33,8 @@ def options(group: str) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml")))
 
 
-def _parse(argument: str) -> Override:
+def parse_override(argument: str) -> Override:
+    """Parse one override. Raises ConfigError when it is none."""
     if "=" not in argument and not argument.startswith("~"):
         raise ConfigError(
             "argument", argument, "a command takes KEY=VALUE overrides", f"{argument}=VALUE, or see `sundog --help`"
@@ -48,6 +49,12 @@ def _parse(argument: str) -> Override:
         ) from None
 
 
+def check_override(override: Override) -> None:
+    """Raise ConfigError unless the override sets one key, or picks one option of a group, to a value that fits."""
+    _check_form(override)
+    _check_key(override)
+
+
 def _check_form(override: Override) -> None:
     """Refuse ``+key``, ``~key`` and sweeps: the schema is closed and a command is one run."""
     line, key = override.input_line or "", override.key_or_group
@@ -56,7 +63,7 @@ def _check_form(override: Override) -> None:
     if override.is_add() and (key in keys() or key in GROUPS + OVERLAYS):
         raise ConfigError(key, line, "'+' adds new keys, and the schema has all of them", line.lstrip("+"))
     if override.is_sweep_override():
-        raise ConfigError(key, line, "one command is one run: a value, not a choice of values", f"{key}= one of them")
+        raise ConfigError(key, line, "one command is one run", "`sundog sweep` for all of them, or one value")
 
 
 def _check_key(override: Override) -> None:
@@ -121,10 +128,9 @@ def load_config(arguments: list[str], experiment: str = "") -> RunConfig:
     Raises:
         ConfigError: naming the field, the value, the rule, the fix and, for a misspelt name, the nearest real one.
     """
-    overrides = [_parse(argument) for argument in arguments]
+    overrides = [parse_override(argument) for argument in arguments]
     for override in overrides:
-        _check_form(override)
-        _check_key(override)
+        check_override(override)
     chosen = {override.key_or_group for override in overrides}
     if experiment and "experiment" not in chosen:
         arguments = [f"experiment={experiment}", *arguments]

@@ -27,18 +27,23 @@ def main(name: str, arguments: list[str]) -> int:
         load_config(command[1:], COMMANDS[command[0]].experiment)
 
     # Ray loads here, after the mistakes that can be answered without it.
-    from cluster.jobs import command_line, submit
+    from cluster.jobs import REVISION_VARIABLE, command_line, submit
+    from cluster.upload import check_size
     from launch.signals import stop_requests
+    from trainers.lineage import git_revision
 
-    config = ClusterConfig(address=options.address)
-    print(f"the same by hand: {command_line(command, config, working_dir=Path.cwd())}", flush=True)
+    config, folder = ClusterConfig(address=options.address), Path.cwd()
+    env = {REVISION_VARIABLE: git_revision()}
+    print(f"the same by hand: {command_line(command, config, working_dir=folder, env=env)}", flush=True)
     if options.address:
+        print(f"uploading {check_size(folder) / 2**20:.1f} MiB of {folder}, code revision {git_revision()[:12]}")
         print("the job runs in a copy of this folder: give run_dir and data.dir as absolute, shared paths", flush=True)
     with stop_requests() as stops:
         return submit(
             command,
             config,
-            working_dir=Path.cwd(),
+            working_dir=folder,
+            env=env,
             on_line=lambda line: print(line, flush=True),
             stop=lambda: len(stops),
         )

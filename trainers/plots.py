@@ -32,7 +32,7 @@ def smooth(values: npt.NDArray[np.float64], window: int = SMOOTH_STEPS) -> npt.N
     return (sums[index + radius + 1] - sums[index - radius]) / (2 * radius + 1)
 
 
-def _axes(title: str, unit: str, height: float = 3.2) -> tuple[Figure, Axes]:
+def new_axes(title: str, unit: str, height: float = 3.2) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.4, height), dpi=120, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=11, color=_INK, fontweight="bold")
@@ -45,19 +45,19 @@ def _axes(title: str, unit: str, height: float = 3.2) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _line(axes: Axes, data: Series, color: str, label: str, width: float = 1.6, alpha: float = 1.0) -> None:
+def draw_line(axes: Axes, data: Series, color: str, label: str, width: float = 1.6, alpha: float = 1.0) -> None:
     """A line, or a dot where there is one point only."""
     marker = "o" if data[0].size < 3 else None
     axes.plot(*data, color=color, linewidth=width, alpha=alpha, label=label, marker=marker, markersize=4)
 
 
-def _step_axis(axes: Axes, last: float) -> None:
+def step_axis(axes: Axes, last: float) -> None:
     axes.set_xlabel("optimizer step", fontsize=9, color=_INK)
     axes.set_xlim(0, 1.03 * last if last > 1 else 2)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
 
@@ -67,16 +67,16 @@ def loss(records: Sequence[Record]) -> Figure | None:
     train, held_out = series(records, "train/loss"), series(records, "eval/loss")
     if not train[0].size:
         return None
-    figure, axes = _axes("Loss", "nats per token")
+    figure, axes = new_axes("Loss", "nats per token")
     if train[0].size > 2 * SMOOTH_STEPS:
-        _line(axes, train, BLUE, "training", width=0.8, alpha=0.35)
-        _line(axes, (train[0], smooth(train[1])), BLUE, f"training, mean over {SMOOTH_STEPS} steps")
+        draw_line(axes, train, BLUE, "training", width=0.8, alpha=0.35)
+        draw_line(axes, (train[0], smooth(train[1])), BLUE, f"training, mean over {SMOOTH_STEPS} steps")
     else:
-        _line(axes, train, BLUE, "training")
+        draw_line(axes, train, BLUE, "training")
     if held_out[0].size:
         axes.plot(*held_out, color=ORANGE, linewidth=1.2, marker="o", markersize=4, label="held out")
-    _step_axis(axes, train[0].max())
-    _legend(axes)
+    step_axis(axes, train[0].max())
+    legend(axes)
     return figure
 
 
@@ -86,7 +86,7 @@ def loss_by_position(records: Sequence[Record]) -> Figure | None:
     evaluated = [record for record in records if any(name.startswith(prefix) for name in record)]
     if not evaluated:
         return None
-    figure, axes = _axes("Held-out loss by position", "nats per token")
+    figure, axes = new_axes("Held-out loss by position", "nats per token")
     chosen = [(evaluated[-1], BLUE)] if len(evaluated) == 1 else [(evaluated[0], GREY), (evaluated[-1], BLUE)]
     names: list[str] = []
     for record, color in chosen:
@@ -96,7 +96,7 @@ def loss_by_position(records: Sequence[Record]) -> Figure | None:
         axes.plot(range(len(names)), values, color=color, marker="o", markersize=5, label=f"step {record['step']}")
     axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 8 else 0)
     axes.set_xlabel("tokens of context before the label", fontsize=9, color=_INK)
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -104,17 +104,17 @@ def _single(records: Sequence[Record], name: str, title: str, unit: str, color: 
     data = series(records, name)
     if not data[0].size:
         return None
-    figure, axes = _axes(title, unit, height=2.6)
+    figure, axes = new_axes(title, unit, height=2.6)
     if zero and data[0].size > 2 * SMOOTH_STEPS:
-        _line(axes, data, color, title, width=0.7, alpha=0.35)
-        _line(axes, (data[0], smooth(data[1])), color, "mean")
+        draw_line(axes, data, color, title, width=0.7, alpha=0.35)
+        draw_line(axes, (data[0], smooth(data[1])), color, "mean")
     else:
-        _line(axes, data, color, title)
+        draw_line(axes, data, color, title)
     if zero:
         axes.set_ylim(0, 1.1 * data[1].max() or 1.0)
     if data[1].max() >= 1000:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-    _step_axis(axes, data[0].max())
+    step_axis(axes, data[0].max())
     return figure
 
 
@@ -144,7 +144,7 @@ def dropped(figures: Mapping[str, Any]) -> Figure | None:
     counts = dict(sorted(counts.items(), key=lambda item: (item[0] != "kept", -item[1])))
     if sum(counts.values()) == 0:
         return None
-    figure, axes = _axes("What became of the documents", "", height=1.2 + 0.3 * len(counts))
+    figure, axes = new_axes("What became of the documents", "", height=1.2 + 0.3 * len(counts))
     axes.grid(visible=False)
     places = range(len(counts))
     axes.barh(places, list(counts.values()), color=[GREEN if name == "kept" else GREY for name in counts], height=0.7)

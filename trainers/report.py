@@ -1,19 +1,16 @@
 """A run folder as pictures and one HTML page that needs nothing else. No torch, no network, no account."""
 
-import base64
-import html
-import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from matplotlib.figure import Figure
 
 from conf.errors import DataError
+from data import page
 from data.files import write_atomic
 from trainers import plots
 from trainers.checkpoint_folder import checkpoints_folder, complete_checkpoints, step_of
@@ -90,17 +87,11 @@ def write_report(run_dir: Path | str) -> Path:
     folder = run.path / FOLDER
     figures = {name: draw(run.metrics) for name, draw in plots.PICTURES.items()}
     figures["dropped"] = plots.dropped(run.stages.get("curated", {}).get("figures", {}))
-    pictures = {name: _png(figure) for name, figure in figures.items() if figure is not None}
+    pictures = {name: page.png(figure) for name, figure in figures.items() if figure is not None}
     for name, content in pictures.items():
         write_atomic(folder / f"{name}.png", content)
     write_atomic(folder / PAGE, _page(run, pictures))
     return folder / PAGE
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
 
 
 def _facts(run: RunFolder) -> list[tuple[str, str]]:
@@ -114,8 +105,8 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     facts = [
         ("status", str(run.status.get("state", "done" if last["step"] == total else "unfinished"))),
         ("step", f"{last['step']}" + (f" of {total}" if total else "")),
-        ("loss", f"{_number(first.get('train/loss'))} to {_number(last.get('train/loss'))}"),
-        ("held out", _number(held_out[-1] if held_out else None)),
+        ("loss", f"{number(first.get('train/loss'))} to {number(last.get('train/loss'))}"),
+        ("held out", number(held_out[-1] if held_out else None)),
         ("tokens", short_number(last.get("train/tokens") or 0)),
         ("median speed", f"{short_number(speed[len(speed) // 2])} tokens/s" if speed else "-"),
         ("time in steps", duration(seconds)),
@@ -124,24 +115,8 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     return facts
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, int | float) else "-"
-
-
-def _row(row: Sequence[Any], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row) + "</tr>"
-
-
-def _table(rows: Sequence[Sequence[Any]], head: Sequence[str] = ()) -> str:
-    top = f"<thead>{_row(head, 'th')}</thead>" if head else ""
-    return f"<table>{top}<tbody>{''.join(_row(row, 'td') for row in rows)}</tbody></table>"
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return rows
 
 
 def _sections(run: RunFolder) -> list[tuple[str, str]]:
@@ -158,10 +133,13 @@ def _sections(run: RunFolder) -> list[tuple[str, str]]:
     attempts = [_attempt(record) for record in run.attempts if isinstance(record, dict)]
     columns = ("stage", "fingerprint", "made", "figures")
     return [
-        ("Samples", _table(samples, ("step", "prompt", "continuation")) if samples else ""),
-        ("Data", _table(stages, columns) if stages else ""),
-        ("Attempts", _table(attempts, ("attempt", "when", "event", "facts")) if attempts else ""),
-        ("Config", f"<details><summary>all keys</summary>{_table(_flat(run.config))}</details>" if run.config else ""),
+        ("Samples", page.table(samples, ("step", "prompt", "continuation")) if samples else ""),
+        ("Data", page.table(stages, columns) if stages else ""),
+        ("Attempts", page.table(attempts, ("attempt", "when", "event", "facts")) if attempts else ""),
+        (
+            "Config",
+            f"<details><summary>all keys</summary>{page.table(page.flat(run.config))}</details>" if run.config else "",
+        ),
     ]
 
 
@@ -183,38 +161,6 @@ def _short(value: Any) -> str:
 
 
 def _page(run: RunFolder, pictures: Mapping[str, bytes]) -> str:
-    title = html.escape(str(run.config.get("name", run.path.name)))
-    tiles = "".join(
-        f"<div class=tile><small>{html.escape(label)}</small><b>{html.escape(value)}</b></div>"
-        for label, value in _facts(run)
-    )
-    images = "".join(
-        f'<img alt="{name.replace("_", " ")}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
-        for name, content in pictures.items()
-    )
-    tables = "".join(f"<h2>{name}</h2>{body}" for name, body in _sections(run) if body)
-    written = time.strftime("%Y-%m-%d %H:%M:%S")
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>{_STYLE}</style></head><body>
-<h1>{title}</h1><p class=muted>{html.escape(str(run.path.absolute()))}, written {written}</p>
-<div class=tiles>{tiles}</div><div class=pictures>{images}</div>{tables}
-</body></html>
-"""
-
-
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #2b2f36; background: #fff; margin: 2rem auto; padding: 0 1rem;
-  max-width: 84rem; }
-h1 { margin: 0; } h2 { margin: 2rem 0 .5rem; font-size: 1.1rem; } .muted { color: #6b7280; margin: .2rem 0 1.2rem; }
-.tiles { display: flex; flex-wrap: wrap; gap: .6rem; margin-bottom: 1rem; }
-.tile { border: 1px solid #e3e6ea; border-radius: 8px; padding: .5rem .9rem; }
-.tile small { display: block; color: #6b7280; } .tile b { font-size: 1.1rem; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: 1rem;
-  align-items: start; }
-.pictures img { width: 100%; border: 1px solid #e3e6ea; border-radius: 8px; }
-table { border-collapse: collapse; font-size: .85rem; max-width: 100%; } th, td { text-align: left; vertical-align: top;
-  padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #e3e6ea; white-space: pre-wrap; overflow-wrap: anywhere; }
-td:first-child, th:first-child { white-space: nowrap; }
-th { color: #6b7280; font-weight: 600; } summary { cursor: pointer; }
-"""
+    subtitle = f"{run.path.absolute()}, written {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    body = page.tiles(_facts(run)) + page.pictures(pictures) + page.sections(_sections(run))
+    return page.page(str(run.config.get("name", run.path.name)), subtitle, body)

@@ -1,0 +1,222 @@
+"""``sundog sweep KEY=A,B ...`` (or ``sundog train -m``): a Hydra multirun whose jobs are Ray jobs on one cluster.
+
+Hydra's sweeper proposes the jobs (all combinations, or a search with ``hydra/sweeper=optuna``); this module runs a
+batch of them side by side, each in a run folder of its own below ``runs/NAME``. A job that is done is not run again,
+so the same command goes on with an interrupted sweep.
+"""
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from conf.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, ConfigError, ResourceError, SundogError
+from conf.rules import nearest
+from conf.schema import RunConfig
+from data.files import read_json, write_atomic
+from launch.multirun import JobFailed, load_sweep, multirun
+from launch.preflight import dump, load_config
+from launch.sweep_table import table
+from trainers.journal import METRICS_FILE, read_journal
+from trainers.metrics import METRICS, MINIMIZE, NEITHER
+
+RESULTS, LOG = "sweep.json", "job.log"
+POLL_SEC = 1.0
+RIVALS = 2  # other jobs with a value at the same step, at least, before a loser is stopped
+Run = Callable[[list[str], Path, Callable[[], int]], int]  # arguments, log file, stop requests -> exit code
+Show = Callable[[Sequence["Job"]], None]
+
+
+@dataclass
+class Job:
+    """One job of a sweep, as the table shows it and ``sweep.json`` keeps it."""
+
+    label: str
+    arguments: list[str]
+    run_dir: str
+    steps: int
+    state: str = "waiting"  # then running; in the end done, failed, stopped, or pruned (a loser, stopped early)
+    step: int = 0
+    value: float | None = None  # newest value of the sweep's metric
+    seconds: float = 0.0
+    exit_code: int = EXIT_DONE
+    message: str = ""
+
+
+class Sweep:
+    """The task function that Hydra's launcher hands its batches to."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        fixed: Sequence[str],
+        run: Run,
+        *,
+        parallel: int,
+        show: Show,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``fixed`` names the keys and groups that are the same for all jobs; the others name the job."""
+        self.folder, self.jobs = Path(config.run_dir), list[Job]()
+        self._config, self._settings, self._fixed = config, config.sweep, set(fixed)
+        self._run, self._parallel, self._show, self._stop = run, parallel, show, stop
+        self._sign = 1 if goal(config.sweep.metric) == MINIMIZE else -1
+        self._configs: dict[str, str] = {}  # run folder -> config.yaml
+        self._values: dict[str, dict[int, float]] = {}  # run folder -> step -> metric
+
+    def batch(self, batch: Sequence[Sequence[str]]) -> list[float | Exception]:
+        """Run jobs side by side; for each its metric, or why it has none. Returns when all have ended."""
+        jobs = [self._job(list(overrides)) for overrides in batch]
+        self.jobs += jobs
+        with ThreadPoolExecutor(self._parallel, thread_name_prefix="sweep") as pool:
+            running = [pool.submit(self._follow, job) for job in jobs]
+            while not all(future.done() for future in running):
+                self.refresh()
+                time.sleep(POLL_SEC)
+        for future in running:
+            future.result()  # a bug in this module must not look like a failed job
+        self.refresh()
+        return [self._outcome(job) for job in jobs]
+
+    def _job(self, overrides: list[str]) -> Job:
+        own = [override for override in overrides if override.partition("=")[0] not in self._fixed]
+        label = re.sub(r"[^\w.=,+-]+", "-", ",".join(own)) or "only"
+        run_dir, name = str(self.folder / label), f"{self._config.name}-{label}"
+        arguments = [*overrides, f"name='{name}'", f"run_dir='{run_dir}'", f"tracker.group='{self._config.name}'"]
+        config = load_config(arguments)
+        self._configs[run_dir] = dump(config)
+        return Job(label, arguments, run_dir, config.trainer.steps)
+
+    def _follow(self, job: Job) -> None:
+        if self._stop():
+            job.state = "stopped"
+            return
+        if self._finished(job):
+            job.state, job.message = "done", "was done before"
+            return
+        job.state, start = "running", time.monotonic()
+        try:
+            job.exit_code = self._run(job.arguments, Path(job.run_dir) / LOG, lambda: self._wants_stop(job))
+        except SundogError as error:
+            job.state, job.message, job.exit_code = "failed", str(error), error.exit_code
+        if job.state == "running":
+            job.state = {EXIT_DONE: "done", EXIT_STOPPED: "stopped"}.get(job.exit_code, "failed")
+            job.message = _last_line(Path(job.run_dir) / LOG) if job.state == "failed" else ""
+        job.seconds = time.monotonic() - start
+
+    def _finished(self, job: Job) -> bool:
+        """Whether the run folder holds this very job, done."""
+        config, status = Path(job.run_dir) / "config.yaml", Path(job.run_dir) / "status.json"
+        if not (config.is_file() and status.is_file()):
+            return False
+        return config.read_text("utf-8") == self._configs[job.run_dir] and read_json(status).get("state") == "done"
+
+    def _wants_stop(self, job: Job) -> int:
+        if job.state == "running" and (reason := self._loses(job)):
+            job.state, job.message = "pruned", reason
+        return int(self._stop() or job.state == "pruned")
+
+    def _loses(self, job: Job) -> str:
+        """The median rule (Golovin et al. 2017): worse than half of the other jobs were at the same step."""
+        mine = self._values.get(job.run_dir, {})
+        if self._settings.early_stop != "median" or not mine or max(mine) < self._settings.grace_steps:
+            return ""
+        step = max(mine)
+        others = [values[step] for folder, values in self._values.items() if folder != job.run_dir and step in values]
+        if len(others) < RIVALS or step >= job.steps:
+            return ""
+        middle = statistics.median(others)
+        return f"{mine[step]:.4g} at step {step}, median {middle:.4g}" if self._sign * (mine[step] - middle) > 0 else ""
+
+    def refresh(self) -> None:
+        """Read how far every job is, show it, and keep it in the sweep's folder."""
+        for job in self.jobs:
+            records = read_journal(Path(job.run_dir) / METRICS_FILE)
+            metric = self._settings.metric
+            found = {record["step"]: record[metric] for record in records if record.get(metric) is not None}
+            self._values[job.run_dir] = found
+            job.step = records[-1]["step"] if records else 0
+            job.value = found[max(found)] if found else None
+        record = {
+            "name": self._config.name,
+            "metric": self._settings.metric,
+            "jobs": [asdict(job) for job in self.jobs],
+        }
+        write_atomic(self.folder / RESULTS, json.dumps(record, indent=1) + "\n")
+        self._show(self.jobs)
+
+    def _outcome(self, job: Job) -> float | Exception:
+        if job.state in ("done", "pruned") and job.value is not None:
+            return job.value
+        return JobFailed(f"{job.label}: {job.state} {job.message}")
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
+    return lines[-1][:200] if lines else "it said nothing"
+
+
+def goal(metric: str) -> str:
+    """Whether a metric is to be minimized or maximized.
+
+    Raises:
+        ConfigError: it is no metric, or neither.
+    """
+    goals = {row.name: row.goal for row in METRICS if row.goal != NEITHER}
+    if metric not in goals:
+        raise ConfigError("sweep.metric", metric, f"one of {', '.join(goals)}", nearest(metric, list(goals)))
+    return goals[metric]
+
+
+def main(name: str, arguments: list[str]) -> int:
+    config, fixed = load_sweep(arguments)
+    aim = goal(config.sweep.metric)
+
+    # Ray loads here, after the mistakes that can be answered without it.
+    from cluster.jobs import REVISION_VARIABLE, JobServer, job_server
+    from launch.signals import stop_requests
+    from trainers.lineage import git_revision
+
+    def runner(server: JobServer) -> Run:
+        def run(job: list[str], log: Path, stop: Callable[[], int]) -> int:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("w", encoding="utf-8", buffering=1) as file:
+                return server.run(["train", *job], on_line=lambda line: print(line, file=file), stop=stop)
+
+        return run
+
+    env = {REVISION_VARIABLE: git_revision()}
+    with stop_requests() as stops, job_server(config.cluster, working_dir=Path.cwd(), env=env) as server:
+        parallel = config.sweep.parallel or _room(config, server.cpus())
+        print(f"sweep {config.name}: {aim} {config.sweep.metric}, up to {parallel} jobs at a time", flush=True)
+        with table(config.sweep.metric, lowest_first=aim == MINIMIZE) as show:
+            sweep = Sweep(config, fixed, runner(server), parallel=parallel, show=show, stop=lambda: bool(stops))
+            multirun(arguments, sweep, sweep.folder, aim)
+    return _conclude(sweep, stopped=bool(stops))
+
+
+def _conclude(sweep: Sweep, stopped: bool) -> int:
+    from trainers.comparison import write_comparison  # matplotlib
+
+    if any(job.step for job in sweep.jobs):
+        print(f"report: {write_comparison([Path(job.run_dir) for job in sweep.jobs if job.step], sweep.folder)}")
+    if stopped:
+        print("stopped; the same command goes on from there")
+        return EXIT_STOPPED
+    failed = [job for job in sweep.jobs if job.state == "failed"]
+    for job in failed:
+        print(f"failed: {job.label}, log in {Path(job.run_dir) / LOG}")
+    return max((job.exit_code or EXIT_BUG for job in failed), default=EXIT_DONE)
+
+
+def _room(config: RunConfig, cpus: float) -> int:
+    """How many jobs fit on the cluster at once."""
+    need = config.cluster.ranks * config.cluster.cpus_per_rank
+    if need > cpus:
+        supply = f"a job's ranks need {need:g} CPUs, the cluster has {cpus:g}"
+        raise ResourceError("cluster.ranks", config.cluster.ranks, supply, "fewer ranks, or a larger cluster")
+    return int(cpus // need)

@@ -1,0 +1,135 @@
+"""A sweep: Hydra proposes, jobs run side by side, failures stay apart, what is done is not run again."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from conf.errors import EXIT_DONE, EXIT_STOPPED, ConfigError
+from launch.multirun import OPTUNA, load_sweep, multirun
+from launch.preflight import dump, load_config
+from launch.sweep import LOG, RESULTS, Job, Sweep
+
+STEPS = 20
+
+
+class Runs:
+    """Stands in for Ray: a job's losses follow from its learning rate; it obeys stop requests between steps."""
+
+    def __init__(self, failing: float | None = None) -> None:
+        self.started: list[float] = []
+        self.failing = failing
+
+    def __call__(self, arguments: list[str], log: Path, stop: Callable[[], int]) -> int:
+        config = load_config(arguments)
+        run_dir, rate = Path(config.run_dir), config.trainer.lr
+        self.started.append(rate)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if rate == self.failing:
+            log.write_text("loading\nout of memory\n")
+            return 3
+        (run_dir / "config.yaml").write_text(dump(config))
+        with (run_dir / "metrics.jsonl").open("w") as file:
+            for step in range(1, STEPS + 1):
+                file.write(json.dumps({"step": step, "train/loss": 1.0, "eval/loss": (rate - 0.02) ** 2}) + "\n")
+        (run_dir / "status.json").write_text(json.dumps({"state": "done"}))
+        return EXIT_STOPPED if stop() else EXIT_DONE
+
+
+def sweep(folder: Path, arguments: list[str], run: Runs, stop: Callable[[], bool] = lambda: False) -> Sweep:
+    common = [f"run_dir='{folder}'", "name=search", f"trainer.steps={STEPS}"]
+    config, fixed = load_sweep([*common, *arguments])
+    found = Sweep(config, fixed, run, parallel=2, show=lambda jobs: None, stop=stop)
+    multirun([*common, *arguments], found, folder, "minimize")
+    return found
+
+
+def states(jobs: Sequence[Job]) -> dict[str, str]:
+    return {job.label: job.state for job in jobs}
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.sweep.POLL_SEC", 0.01)
+
+
+def test_all_combinations_run_and_a_failure_stays_apart(tmp_path: Path) -> None:
+    run = Runs(failing=0.01)
+    found = sweep(tmp_path, ["trainer.lr=0.01,0.02", "model=tiny,small"], run)
+    assert sorted(run.started) == [0.01, 0.01, 0.02, 0.02]
+    assert states(found.jobs) == {
+        "trainer.lr=0.01,model=tiny": "failed",
+        "trainer.lr=0.01,model=small": "failed",
+        "trainer.lr=0.02,model=tiny": "done",
+        "trainer.lr=0.02,model=small": "done",
+    }
+    failed = found.jobs[0]
+    assert (failed.exit_code, failed.message) == (3, "out of memory")
+    assert (Path(failed.run_dir) / LOG).exists()
+    kept = json.loads((tmp_path / RESULTS).read_text())
+    assert kept["metric"] == "eval/loss"
+    assert [row["value"] for row in kept["jobs"] if row["state"] == "done"] == [0.0, 0.0]
+
+
+def test_a_second_run_repeats_only_what_failed_or_changed(tmp_path: Path) -> None:
+    sweep(tmp_path, ["trainer.lr=0.01,0.02,0.03"], Runs(failing=0.02))
+    again = Runs()
+    found = sweep(tmp_path, ["trainer.lr=0.01,0.02,0.03"], again)
+    assert again.started == [0.02]
+    assert set(states(found.jobs).values()) == {"done"}
+    changed = Runs()
+    sweep(tmp_path, ["trainer.lr=0.01,0.02", "trainer.batch=16"], changed)
+    assert sorted(changed.started) == [0.01, 0.02]
+
+
+def test_a_stop_request_leaves_the_rest_unrun(tmp_path: Path) -> None:
+    run = Runs()
+    found = sweep(tmp_path, ["trainer.lr=0.01,0.02,0.03"], run, stop=lambda: len(run.started) > 0)
+    assert len(run.started) < 3
+    assert set(states(found.jobs).values()) == {"stopped"}
+
+
+def test_the_median_rule_stops_losers_only(tmp_path: Path) -> None:
+    settings = ["sweep.early_stop=median", "sweep.grace_steps=2", f"run_dir='{tmp_path}'"]
+    found = Sweep(load_config(settings), [], Runs(), parallel=1, show=lambda jobs: None)
+    losses = {"good": {1: 3.0, 2: 2.0}, "fair": {1: 2.0, 2: 2.4}, "poor": {1: 2.5, 2: 2.9}, "young": {1: 9.0}}
+    found._values = losses
+    jobs = {name: Job(name, [], name, steps=10) for name in losses}
+    assert {name for name, job in jobs.items() if found._loses(job)} == {"poor"}
+    del losses["fair"]
+    assert not found._loses(jobs["poor"]), "one rival is no field"
+
+
+def test_optuna_searches_towards_the_minimum_and_resumes(tmp_path: Path) -> None:
+    search = [OPTUNA, "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2", "hydra.sweeper.sampler.seed=1"]
+    search.append("trainer.lr=interval(0.001,0.1)")
+    run, again = Runs(), Runs()
+    found = sweep(tmp_path, search, run)
+    assert len(set(run.started)) == 4
+    assert all(0.001 <= rate <= 0.1 for rate in run.started)
+    assert sorted(job.value or 0.0 for job in found.jobs) == pytest.approx(sorted((r - 0.02) ** 2 for r in run.started))
+    sweep(tmp_path, search, again)
+    assert again.started == [], "the same seed proposes the same jobs, and they are done"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "text"),
+    [
+        (["trainer.lr=0.1"], "sweep", "at least one key has several values"),
+        (["trainer.lr=0.1,fast"], "trainer.lr", "must be a number"),
+        (["model=tiny,smal"], "model", "small"),
+        (["trainer.learnin_rate=1,2"], "trainer.learnin_rate", "unknown key"),
+        (["trainer.steps=1,2", "trainer.batch=0"], "trainer.batch", ""),
+    ],
+)
+def test_mistakes_are_answered_before_anything_starts(arguments: list[str], field: str, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_sweep(arguments)
+    assert caught.value.field == field
+    assert text in str(caught.value)
+
+
+def test_a_mistake_in_hydras_own_settings_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"n_trails"):
+        sweep(tmp_path, [OPTUNA, "hydra.sweeper.n_trails=4", "trainer.lr=0.1,0.2"], Runs())

@@ -1,0 +1,71 @@
+"""Several runs side by side: their curves in one picture, their results and what differs between them in one table."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from data import page
+from data.files import write_atomic
+from trainers import plots
+from trainers.console import short_number
+from trainers.report import FOLDER, PAGE, RunFolder, number, read_run
+
+CURVES = {"eval/loss": "Held-out loss", "train/loss": "Training loss", "throughput/tokens_per_sec": "Tokens per second"}
+IDENTITY = ("name", "run_dir", "tracker.", "export.", "serve.", "generate.", "sweep.")  # differ without meaning
+LEGEND_RUNS = 10
+
+
+def curves(runs: Sequence[RunFolder], metric: str, title: str) -> Figure | None:
+    """One metric of all runs over steps, smoothed where there are many."""
+    found = [(run.path.name, plots.series(run.metrics, metric)) for run in runs]
+    found = [(name, data) for name, data in found if data[0].size]
+    if not found:
+        return None
+    figure, axes = plots.new_axes(title, metric)
+    for index, (name, (steps, values)) in enumerate(found):
+        smoothed = plots.smooth(values) if steps.size > 2 * plots.SMOOTH_STEPS else values
+        plots.draw_line(axes, (steps, smoothed), f"C{index % 10}", name)
+    plots.step_axis(axes, max(data[0].max() for _, data in found))
+    if len(found) <= LEGEND_RUNS:
+        plots.legend(axes)
+    return figure
+
+
+def differing(runs: Sequence[RunFolder]) -> list[str]:
+    """The config keys in which the runs differ."""
+    configs = [dict(page.flat(run.config)) for run in runs]
+    keys = sorted({key for config in configs for key in config})
+    return [k for k in keys if not k.startswith(IDENTITY) and len({str(config.get(k)) for config in configs}) > 1]
+
+
+def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
+    """Write ``report/index.html`` and its pictures below ``folder``; returns the page.
+
+    Raises:
+        DataError: one of the folders holds no run.
+    """
+    runs = [read_run(run_dir) for run_dir in run_dirs]
+    keys, last = differing(runs), [_last(run, "eval/loss") for run in runs]
+    rows = []
+    for index in sorted(range(len(runs)), key=lambda i: (last[i] is None, last[i] or 0.0)):
+        run = runs[index]
+        config, final = dict(page.flat(run.config)), run.metrics[-1]
+        state = str(run.status.get("state", ""))
+        results = (number(last[index]), number(final.get("train/loss")), short_number(final.get("train/tokens") or 0))
+        rows.append((run.path.name, state, final["step"], *results, *(config.get(key, "") for key in keys)))
+    head = ("run", "state", "step", "held-out loss", "training loss", "tokens", *keys)
+    figures = {name: curves(runs, name, title) for name, title in CURVES.items()}
+    pictures = {name.replace("/", "_"): page.png(figure) for name, figure in figures.items() if figure is not None}
+    for name, content in pictures.items():
+        write_atomic(folder / FOLDER / f"{name}.png", content)
+    subtitle = f"{len(runs)} runs, best held-out loss first; written {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    body = page.table(rows, head) + page.pictures(pictures)
+    write_atomic(folder / FOLDER / PAGE, page.page(folder.name, subtitle, body))
+    return folder / FOLDER / PAGE
+
+
+def _last(run: RunFolder, metric: str) -> float | None:
+    found = plots.series(run.metrics, metric)[1]
+    return float(found[-1]) if found.size else None
