@@ -4,7 +4,7 @@ import ast
 import inspect
 from dataclasses import dataclass, fields, is_dataclass
 
-from conf import schema
+from conf import curate, schema
 from conf.schema import CHOICES, RunConfig
 
 
@@ -20,15 +20,16 @@ class Key:
 
 def _comments() -> dict[tuple[str, str], str]:
     """Map (class, field) to the trailing comment of the field's line."""
-    source = inspect.getsource(schema)
-    lines = source.splitlines()
     found = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ClassDef):
-            for item in node.body:
-                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                    _, mark, comment = lines[item.lineno - 1].partition("  # ")
-                    found[node.name, item.target.id] = comment if mark else ""
+    for module in (curate, schema):
+        source = inspect.getsource(module)
+        lines = source.splitlines()
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef):
+                for item in node.body:
+                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                        _, mark, comment = lines[item.lineno - 1].partition("  # ")
+                        found[node.name, item.target.id] = comment if mark else ""
     return found
 
 

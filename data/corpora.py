@@ -1,5 +1,6 @@
 """Corpora: what there is to read, cut into slices that any process can read by itself."""
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +11,24 @@ from data.documents import Document, Skip
 from data.readers import detect_format, find_files, read_file
 
 SLICE_BYTES = 32 << 20  # of the small files that share a slice
+NAMES_PER_CUT = 16  # of this many names, one ends a half full slice
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A unit of reading (JSON-like), and what decides its documents: no absolute path is in the ``key``."""
+
+    unit: dict[str, Any]
+    key: Any
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """``slices`` are units of reading (JSON-like, in the corpus' order); ``inputs`` identifies the content."""
+    """``slices`` are in the corpus' order; ``inputs`` identifies the content."""
 
     licence: str
     inputs: Any
-    slices: list[dict[str, Any]]
+    slices: list[Slice]
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -26,9 +36,8 @@ def open_corpus(config: DataConfig) -> Corpus:
     match config.source:
         case "python_docs":
             units = python_docs.slices(config.shard_documents)
-            return Corpus(
-                python_docs.LICENCE, python_docs.inputs(units), [{"corpus": "python_docs", **u} for u in units]
-            )
+            slices = [Slice({"corpus": "python_docs", **unit}, python_docs.inputs([unit])) for unit in units]
+            return Corpus(python_docs.LICENCE, python_docs.inputs(units), slices)
         case "debian_docs":
             return _of_files(config, debian_docs.LICENCE, debian_docs.files(config.path), "text")
         case _:
@@ -45,17 +54,26 @@ def read_slice(unit: dict[str, Any]) -> Iterator[Document | Skip]:
 
 
 def _of_files(config: DataConfig, licence: str, files: list[dict[str, Any]], form: str) -> Corpus:
-    """Slices of files: neighbours share one up to ``shard_documents`` text files or SLICE_BYTES."""
+    """Slices of files: neighbours share one up to ``shard_documents`` text files or SLICE_BYTES.
+
+    A half full slice also ends before a file whose name says so: past a file that was added, the slices are the same.
+    """
     groups: list[list[dict[str, Any]]] = []
     size = count = 0
     for file in files:
         is_text = detect_format(file["name"], form) == "text"
-        if not groups or size + file["bytes"] > SLICE_BYTES or count >= config.shard_documents:
+        full = size + file["bytes"] > SLICE_BYTES or count >= config.shard_documents
+        half = size > SLICE_BYTES // 2 or count > config.shard_documents // 2
+        if not groups or full or (half and zlib.crc32(file["name"].encode()) % NAMES_PER_CUT == 0):
             groups.append([])
             size = count = 0
-        groups[-1].append({"path": file["path"], "name": file["name"]})
+        groups[-1].append(file)
         size += file["bytes"]
         count += is_text
-    shared = {"corpus": "files", "format": form, "text_field": config.text_field, "id_field": config.id_field}
-    inputs = [[file["name"], file["bytes"], file["mtime"]] for file in files]
-    return Corpus(licence, inputs, [{**shared, "files": group} for group in groups])
+    shared = {"format": form, "text_field": config.text_field, "id_field": config.id_field}
+    slices = [Slice({"corpus": "files", **shared, "files": group}, [shared, _identity(group)]) for group in groups]
+    return Corpus(licence, _identity(files), slices)
+
+
+def _identity(files: list[dict[str, Any]]) -> list[Any]:
+    return [[file["name"], file["bytes"], file["mtime"]] for file in files]

@@ -98,7 +98,7 @@ def row_writer(path: str | Path, schema: pa.Schema) -> Iterator[RowWriter]:
         rows.flush()
 
 
-def read_batches(path: str | Path, columns: list[str], rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+def read_batches(path: str | Path, columns: list[str] | None, rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
     """Batches of a stage's own Parquet file. Raises DataError when it is damaged."""
     try:
         with pq.ParquetFile(path) as file:
@@ -114,10 +114,10 @@ def read_texts(path: str | Path) -> Iterator[str]:
         yield from batch.column(0).to_pylist()
 
 
-def read_columns(path: str | Path, columns: list[str]) -> pa.Table:
-    """Whole columns (of bounded width) of a Parquet file. Raises DataError when it is damaged."""
+def read_columns(path: str | Path, columns: list[str] | None = None) -> pa.Table:
+    """Whole columns (all: None) of a Parquet file, in memory. Raises DataError when it is damaged."""
     batches: Iterable[pa.RecordBatch] = list(read_batches(path, columns, rows=65536))
     if batches:
         return pa.Table.from_batches(batches)
     schema = pq.read_schema(path)
-    return pa.schema([schema.field(name) for name in columns]).empty_table()
+    return pa.schema([schema.field(name) for name in columns or schema.names]).empty_table()

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from conf.errors import DataError
 from conf.schema import RunConfig
 from data.files import (
     LOCK,
+    TEMPORARY,
     canonical_json,
     digest_json,
     exclusive,
@@ -38,6 +39,7 @@ RunUnits = Callable[[str, str, list[Unit]], list[Unit]]
 
 BEGUN = "stage.json"
 OURS = {BEGUN, NAME, LOCK}
+KEY_DIGITS = 16  # hexadecimal, of a unit's fingerprint in the names of its files
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class StageFolders:
     ordered: Path
     packed: Path
     tokenizer: Path
+    documents: Path
     annotated: Path
     embedded: Path
     tokenized: Path
@@ -62,6 +65,7 @@ def stage_folders(config: RunConfig) -> StageFolders:
         ordered=root / f"ordered-{kind}",
         packed=root / f"packed-{kind}-{config.data.context}",
         tokenizer=root / "tokenizer",
+        documents=root / "documents",
         annotated=root / "annotated",
         embedded=root / "embedded",
         tokenized=root / "tokenized",
@@ -70,7 +74,11 @@ def stage_folders(config: RunConfig) -> StageFolders:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of one run: ``settings`` and ``inputs`` are JSON-like and hold everything that decides the output."""
+    """One stage of one run: ``settings`` and ``inputs`` are JSON-like and hold everything that decides the output.
+
+    The units of a ``keyed`` stage say what decides each of them, so those that a change does not touch are not run
+    again. A ``store`` is keyed and names every file by its unit's key: the output of other settings stands beside.
+    """
 
     name: str
     version: int  # of the code: raised when the same settings give other bytes
@@ -79,23 +87,30 @@ class Stage:
     parent: Manifest | None = None
     inputs: Any = None
     overwrite: bool = False
+    keyed: bool = False
+    store: bool = False
+    markers: set[Path] = field(default_factory=set)  # of the units of this run
 
     @functools.cached_property
     def fingerprint(self) -> str:
         parent = self.parent.fingerprint if self.parent else ""
         return digest_json([self.name, self.version, self.settings, parent, self.inputs])
 
-    def units(self, phase: str, work: Sequence[Unit]) -> list[Unit]:
-        """Adds to each unit where its files and its marker go and what it is a unit of."""
-        return [
-            {
-                **unit,
-                "folder": str(self.folder),
-                "marker": str(self.folder / "markers" / f"{phase}-{index:05d}.json"),
-                "fingerprint": digest_json([self.fingerprint, phase, index, unit]),
-            }
-            for index, unit in enumerate(work)
-        ]
+    def units(self, phase: str, work: Sequence[Unit], keys: Sequence[Any] | None = None) -> list[Unit]:
+        """Adds to each unit where its files and its marker go and what it is a unit of.
+
+        ``keys`` (JSON-like) say for a keyed stage what decides the files of each unit; ``key`` in the unit digests it.
+        """
+        units: list[Unit] = []
+        for index, unit in enumerate(work):
+            decided_by = [self.fingerprint, phase, index, unit] if keys is None else [self.version, phase, keys[index]]
+            fingerprint = digest_json(decided_by)
+            key = fingerprint[:KEY_DIGITS]
+            marker = self.folder / "markers" / f"{phase}-{f'{index:05d}' if keys is None else key}.json"
+            self.markers.add(marker)
+            where = {"folder": str(self.folder), "marker": str(marker), "fingerprint": fingerprint, "key": key}
+            units.append({**unit, **where})
+        return units
 
 
 def unit(function: Callable[[Unit], Unit]) -> Callable[[Unit], Unit]:
@@ -106,16 +121,28 @@ def unit(function: Callable[[Unit], Unit]) -> Callable[[Unit], Unit]:
 
     @functools.wraps(function)
     def run(work: Unit) -> Unit:
-        marker = Path(work["marker"])
-        if marker.is_file():
-            done = read_json(marker)
-            if done["fingerprint"] == work["fingerprint"] and not broken_files(work["folder"], done["result"]["files"]):
-                return done["result"]
-        stored = canonical_json({"fingerprint": work["fingerprint"], "result": function(work)})
-        write_atomic(marker, stored)
-        return json.loads(stored)["result"]  # the same, keys in order too, whether the work is new or was done before
+        if (done := finished_unit(work)) is not None:
+            return done
+        return finish_unit(work, function(work))
 
     return run
+
+
+def finished_unit(work: Unit) -> Unit | None:
+    """The stored result of a unit that was done before and whose files are still there."""
+    marker = Path(work["marker"])
+    if marker.is_file():
+        done = read_json(marker)
+        if done["fingerprint"] == work["fingerprint"] and not broken_files(work["folder"], done["result"]["files"]):
+            return done["result"]
+    return None
+
+
+def finish_unit(work: Unit, result: Unit) -> Unit:
+    """Writes a unit's marker and returns the result as a later run will find it."""
+    stored = canonical_json({"fingerprint": work["fingerprint"], "result": result})
+    write_atomic(work["marker"], stored)
+    return json.loads(stored)["result"]  # the same, keys in order too, whether the work is new or was done before
 
 
 def record_files(folder: str | Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -151,6 +178,8 @@ def run_stage(stage: Stage, body: Callable[[Stage], tuple[dict[str, Any], dict[s
             return finished
         figures, files = body(stage)
         remove_temporaries(stage.folder)
+        if stage.keyed and (stage.overwrite or not stage.store):
+            prune(stage, files)
         parent = stage.parent
         manifest = Manifest(
             stage=stage.name,
@@ -176,13 +205,15 @@ def _prepare(stage: Stage) -> Manifest | None:
         raise DataError(str(folder), f"holds {name}", f"this folder is for {stage.name}", "choose another data.dir")
     found: str = finished.fingerprint if finished else begun["fingerprint"]
     if found and found != stage.fingerprint:
-        if not stage.overwrite:
+        if not (stage.overwrite or stage.store):
             raise _foreign(stage, finished, found)
-        clear(folder)
-        found, finished = "", None
+        if not stage.keyed:
+            clear(folder)
+            found = ""
+        finished = None
     if finished and not broken_files(folder, finished.files):
         return replace(finished, reused=True)
-    if not found and (others := sorted(p.name for p in folder.iterdir() if p.name not in OURS)):
+    if not found and (others := sorted(p.name for p in folder.iterdir() if not _is_ours(p))):
         raise DataError(
             str(folder), ", ".join(others[:3]), "a new stage starts in an empty folder", "choose another data.dir"
         )
@@ -191,6 +222,11 @@ def _prepare(stage: Stage) -> Manifest | None:
     remove_temporaries(folder)
     write_atomic(folder / BEGUN, canonical_json({"stage": stage.name, "fingerprint": stage.fingerprint}))
     return None
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file belongs to a stage that has not begun: a writer may have been killed at the very first."""
+    return path.name in OURS or path.match(TEMPORARY)
 
 
 def _foreign(stage: Stage, finished: Manifest | None, found: str) -> DataError:
@@ -206,6 +242,18 @@ def _foreign(stage: Stage, finished: Manifest | None, found: str) -> DataError:
     return DataError(
         str(stage.folder), value, rule, "set data.overwrite=true to make it again, or choose another data.dir"
     )
+
+
+def prune(stage: Stage, files: dict[str, dict[str, Any]]) -> None:
+    """Removes from a keyed stage's folder what other settings left: files and markers that this run does not name."""
+    wanted = {stage.folder / name for name in [*files, *OURS]} | stage.markers
+    with writing(stage.folder):
+        for path in sorted(stage.folder.rglob("*"), reverse=True):  # a folder comes after what is in it
+            if path.is_dir() and not path.is_symlink():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif path not in wanted:
+                path.unlink()
 
 
 def clear(folder: Path) -> None:

@@ -113,7 +113,7 @@ def test_death_while_old_output_is_replaced(tmp_path: Path, corpus: Path, stop_a
     assert run(tmp_path / "two", corpus, overwrite=True)[0] == 0
     assert content(tmp_path / "two") == content(tmp_path / "one")
     folders = stage_folders(make_config(tmp_path / "two", corpus))
-    assert read_manifest(folders.packed).lineage[1]["config"]["min_chars"] == 210
+    assert read_manifest(folders.packed).lineage[2]["config"]["min_chars"] == 210
 
 
 def stages_with_little_room(root: Path, corpus: Path, limit: int, reply: Any) -> None:

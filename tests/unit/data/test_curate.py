@@ -47,7 +47,7 @@ def test_keeps_good_documents_in_order(tmp_path: Path) -> None:
     assert manifest.figures["documents_read"] == manifest.figures["kept"] == 25
     assert manifest.figures["chars_kept"] == sum(len(row["text"]) for row in rows)
     assert manifest.figures["dropped"] == {}
-    assert [entry["stage"] for entry in manifest.lineage] == ["annotate"]
+    assert [entry["stage"] for entry in manifest.lineage] == ["ingest", "annotate"]
     assert pq.read_schema(folder / manifest.figures["parts"][0]["file"]).equals(SCHEMA)
     assert all(len(pq.read_table(folder / part["file"])) <= 8 for part in manifest.figures["parts"])
     assert curate(config, serial_units).reused
@@ -128,7 +128,7 @@ def test_changed_threshold_does_not_read_the_corpus_again(tmp_path: Path, monkey
     def never(*_: object) -> None:
         pytest.fail("the corpus was read again")
 
-    monkeypatch.setattr("data.curate.read_slice", never)
+    monkeypatch.setattr("data.ingest.read_slice", never)
     assert not curate(config, serial_units).reused
 
 
@@ -137,7 +137,7 @@ def test_changed_corpus_is_refused(tmp_path: Path) -> None:
     config = make_config(tmp_path, path)
     first = read_manifest(stage_folders(config).curated) if curate(config, serial_units) else None
     write_jsonl(path, 12)
-    with pytest.raises(DataError, match="annotated"):
+    with pytest.raises(DataError, match=r"(?s)curated.*data\.overwrite"):
         curate(config, serial_units)
     config.data.overwrite = True
     second = curate(config, serial_units)
@@ -227,7 +227,8 @@ def test_python_docs_are_documents_with_distinct_ids() -> None:
     config = make_config(Path("/nowhere"), "", source="python_docs", shard_documents=40)
     corpus = open_corpus(config.data)
     assert corpus.licence == "PSF-2.0"
-    pieces = [p for p in corpus.slices if p["kind"] == "topics" or "json/decoder.py" in p["names"]]
+    units = [piece.unit for piece in corpus.slices]
+    pieces = [unit for unit in units if unit["kind"] == "topics" or "json/decoder.py" in unit["names"]]
     records = [record for piece in pieces for record in read_slice(piece)]
     found = {record.id: record for record in records if isinstance(record, Document)}
     assert "python/topic/for" in found
@@ -235,7 +236,7 @@ def test_python_docs_are_documents_with_distinct_ids() -> None:
     assert found["python/doc/json.decoder.JSONDecoder"].text.startswith(
         "class json.decoder.JSONDecoder(object)\n\nSimple"
     )
-    assert not any("/test/" in name for piece in corpus.slices for name in piece.get("names", []))
+    assert not any("/test/" in name for unit in units for name in unit.get("names", []))
 
 
 def test_debian_docs_need_their_packages(tmp_path: Path) -> None:

@@ -1,20 +1,18 @@
-"""Quality rules that hold in every language: features of a text, and one small pure function per rule.
-
-Features are computed once and stored; a rule looks at features and thresholds alone, so a changed threshold never
-reads a text again. A threshold of 0 switches its rule off.
-"""
+"""Quality rules that hold in every language: length, lines, letters, repeated lines, signs of a wrong encoding."""
 
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from conf.schema import CurationConfig
+from data.annotators import Annotator, Documents
+from data.steps.kind import Verdicts, column
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,6 @@ class Features:
 
 
 FEATURE_FIELDS = [pa.field(f.name, pa.int64() if f.type is int else pa.float64()) for f in fields(Features)]
-FEATURE_NAMES = [f.name for f in FEATURE_FIELDS]
 LINE_ENDS = re.compile(r"\r\n|\r|\n")
 
 
@@ -78,50 +75,40 @@ def measure(text: str) -> Features:
     )
 
 
-def empty(features: Features, config: CurationConfig) -> str | None:
+REASONS = ("empty", "too_short", "too_long", "wrong_encoding", "line_too_long", "few_letters", "repeated_lines")
+EDITS = ""
+
+
+@dataclass(frozen=True)
+class Rules(Annotator):
+    """The features, a column each."""
+
+    NAME: ClassVar[str] = "rules"
+    VERSION: ClassVar[int] = 1
+    SCHEMA: ClassVar[pa.Schema] = pa.schema(FEATURE_FIELDS)
+
+    def columns(self, documents: Documents) -> dict[str, Any]:
+        rows = [measure(text) for text in documents.texts]
+        return {name: [getattr(row, name) for row in rows] for name in self.SCHEMA.names}
+
+
+def annotator(config: CurationConfig) -> Annotator | None:
     del config  # a document without text is never wanted
-    return "empty" if features.visible == 0 else None
+    return Rules()
 
 
-def too_short(features: Features, config: CurationConfig) -> str | None:
-    return "too_short" if features.chars < config.min_chars else None
-
-
-def too_long(features: Features, config: CurationConfig) -> str | None:
-    return "too_long" if 0 < config.max_chars < features.chars else None
-
-
-def line_too_long(features: Features, config: CurationConfig) -> str | None:
-    return "line_too_long" if 0 < config.max_line_chars < features.longest_line else None
-
-
-def wrong_encoding(features: Features, config: CurationConfig) -> str | None:
-    return "wrong_encoding" if 0 < config.max_replacement_fraction < features.replacements else None
-
-
-def few_letters(features: Features, config: CurationConfig) -> str | None:
-    return "few_letters" if features.letters < config.min_letter_fraction else None
-
-
-def repeated_lines(features: Features, config: CurationConfig) -> str | None:
-    return "repeated_lines" if 0 < config.max_repeated_line_fraction < features.repeated_lines else None
-
-
-# The first rule that a document breaks is the reason that is counted.
-RULES: tuple[Callable[[Features, CurationConfig], str | None], ...] = (
-    empty,
-    too_short,
-    too_long,
-    wrong_encoding,
-    line_too_long,
-    few_letters,
-    repeated_lines,
-)
-
-
-def judge(features: Features, config: CurationConfig) -> str | None:
-    """The reason to drop a document, or None."""
-    for rule in RULES:
-        if (reason := rule(features, config)) is not None:
-            return reason
-    return None
+def reasons(columns: pa.Table, config: CurationConfig) -> Verdicts:
+    """Each rule's verdict; a document that breaks several is counted under the first."""
+    chars, line, bad, repeated = (
+        column(columns, name) for name in ("chars", "longest_line", "replacements", "repeated_lines")
+    )
+    yield "empty", column(columns, "visible") == 0
+    yield "too_short", chars < config.min_chars
+    yield "too_long", (config.max_chars > 0) & (chars > config.max_chars)
+    yield "wrong_encoding", (config.max_replacement_fraction > 0) & (bad > config.max_replacement_fraction)
+    yield "line_too_long", (config.max_line_chars > 0) & (line > config.max_line_chars)
+    yield "few_letters", column(columns, "letters") < config.min_letter_fraction
+    yield (
+        "repeated_lines",
+        (config.max_repeated_line_fraction > 0) & (repeated > config.max_repeated_line_fraction),
+    )

@@ -1,23 +1,32 @@
 """Each rule at its threshold, and features against direct counts."""
 
 import unicodedata
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.schema import CurationConfig
+from data.annotators import Documents
 from data.dedup import repeats, text_hash
-from data.filters import RULES, Features, judge, measure
+from data.steps.rules import REASONS, Features, Rules, measure, reasons
 
 PROSE = "The quick brown fox jumps over the lazy dog near the river bank.\n"
 
 
+def judge(text: str, config: CurationConfig) -> str | None:
+    """The first rule that a text breaks."""
+    columns = pa.table(Rules().columns(Documents.of([text])), schema=Rules.SCHEMA)
+    return next((name for name, mask in reasons(columns, config) if mask[0]), None)
+
+
 def reason(text: str, **thresholds: float) -> str | None:
-    off = {f.name: 0 for f in fields(CurationConfig)}
-    return judge(measure(text), CurationConfig(**{**off, **thresholds}))  # pyright: ignore[reportArgumentType]
+    config = CurationConfig()
+    off = {f.name: 0 for f in fields(config) if not is_dataclass(getattr(config, f.name))}
+    return judge(text, CurationConfig(**{**off, **thresholds}))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +65,7 @@ def test_rules(text: str, thresholds: dict[str, float], expected: str | None) ->
     ],
 )
 def test_default_rules_keep_every_language_and_code(text: str) -> None:
-    assert judge(measure(text), CurationConfig()) is None
+    assert judge(text, CurationConfig()) is None
 
 
 @settings(max_examples=100, deadline=None)
@@ -76,10 +85,13 @@ def test_features_equal_direct_counts(text: str) -> None:
     assert found.repeated_lines == pytest.approx(repeated / max(1, sum(len(s.strip()) for s in lines)))
 
 
-def test_every_rule_reports_its_own_name() -> None:
+def test_verdicts_are_named_and_ordered_like_the_reasons() -> None:
     worst = Features(chars=10, visible=0, longest_line=10, letters=0.0, repeated_lines=1.0, replacements=1.0)
     config = CurationConfig(min_chars=11, max_chars=9, max_line_chars=9)
-    assert [rule(worst, config) for rule in RULES] == [rule.__name__ for rule in RULES]
+    columns = pa.Table.from_pylist([vars(worst)], schema=Rules.SCHEMA)
+    verdicts = list(reasons(columns, config))
+    assert tuple(name for name, _ in verdicts) == REASONS
+    assert all(mask.tolist() == [True] for _, mask in verdicts)
 
 
 @pytest.mark.parametrize(
