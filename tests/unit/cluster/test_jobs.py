@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.jobs import command_line, submit
+from cluster.jobs import command_line, connect_jobs, find_job, job_server, list_jobs, submit
 from cluster.local_head import Head, local_head
 from cluster.upload import EXCLUDES, check_size, upload_files
-from conf.errors import ResourceError
+from conf.errors import ConfigError, ResourceError
 from conf.schema import ClusterConfig
 
 PROGRAM = """
@@ -80,6 +80,25 @@ def test_a_stop_ends_the_job_which_still_says_its_exit_code(head: Head, folder: 
         stop=lambda: int("waiting" in lines),
     )
     assert code == 75
+
+
+def test_jobs_are_found_by_part_of_their_id_and_say_what_they_ran(head: Head, folder: Path) -> None:
+    run(["0", "first"], head, folder)
+    _, lines = run(["2", "second"], head, folder)
+    client = connect_jobs(head.dashboard_url)
+    newest = list_jobs(client)[0]
+    assert f"job {newest.submission_id}" in lines
+    assert newest.metadata == {"command": "2 second", "revision": ""}
+    assert find_job(client, (newest.submission_id or "")[-8:]).submission_id == newest.submission_id
+    for wrong, rule in [("raysubmit_", "names one submitted job"), ("no-such-job", "is the id of a submitted job")]:
+        with pytest.raises(ConfigError) as caught:
+            find_job(client, wrong)
+        assert caught.value.rule == rule
+
+
+def test_the_server_counts_its_clusters_cpus(head: Head, folder: Path) -> None:
+    with job_server(ClusterConfig(address=head.dashboard_url), working_dir=folder) as server:
+        assert server.cpus() == os.cpu_count()
 
 
 def test_the_printed_line_works(head: Head, folder: Path) -> None:
