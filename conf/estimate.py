@@ -17,21 +17,55 @@ def parameter_count(model: ModelConfig, vocab_size: int) -> int:
     """Parameters of the decoder, embedding and head included (once when tied)."""
     head_dim = model.head_dim or model.dim // model.heads
     attention = 2 * model.dim * head_dim * (model.heads + model.kv_heads)
-    block = attention + 3 * model.dim * ffn_width(model) + 2 * model.dim
+    groups = model.experts.groups or [1]
+    block = attention + sum(groups) * 3 * model.dim * ffn_width(model) + 2 * model.dim
+    routers = (layer_routers(model) + auxiliary_routers(model)) * model.layers + depth_routers(model)
     embeddings = vocab_size * model.dim * (1 if model.tie_embeddings else 2)
-    return model.layers * block + embeddings + model.dim
+    return model.layers * block + routers + embeddings + model.dim
+
+
+def layer_routers(model: ModelConfig) -> int:
+    """Parameters of the router of one layer's experts; groups of one expert each need none."""
+    groups = model.experts.groups
+    return model.dim * sum(groups) if groups and max(groups) > 1 else 0
+
+
+def auxiliary_routers(model: ModelConfig) -> int:
+    """Parameters of one layer's auxiliary routers: dim x dim/2, then dim/2 x experts (MoMa, appendix A.2)."""
+    if model.experts.causal != "auxiliary" or not layer_routers(model):
+        return 0
+    return (model.dim // 2) * (model.dim + sum(model.experts.groups))
+
+
+def depth_layers(model: ModelConfig) -> int:
+    """Layers that work on a part of the tokens: every other one, from the first on."""
+    return -(-model.layers // 2) if model.depth < 1 else 0
+
+
+def depth_routers(model: ModelConfig) -> int:
+    """Parameters of the routers of those layers, with their auxiliary ones."""
+    auxiliary = (model.dim // 2) * (model.dim + 1) if model.experts.causal == "auxiliary" else 0
+    return depth_layers(model) * (model.dim + auxiliary)
 
 
 def flops_per_token(model: ModelConfig, vocab_size: int, context: int) -> tuple[int, int]:
     """Training FLOPs (forward and backward) of one token: (all, of which causal attention).
 
-    Six FLOPs a matrix parameter, and 12 * head width * mean visible keys a head for scores and values (causal: half
-    the context), as in PaLM, appendix B. The embedding lookup is no matrix product; the head is, tied or not.
+    Six FLOPs a matrix parameter that a token meets, and 12 * head width * mean visible keys a head for scores and
+    values (causal: half the context), as in PaLM, appendix B. The embedding lookup is no matrix product; the head is,
+    tied or not. A token meets ``experts.active`` experts; a layer that takes a part of the tokens costs that part of
+    its matrices and the square of it in attention. Auxiliary routers are trained apart and not counted.
     """
     head_dim = model.head_dim or model.dim // model.heads
-    matrices = parameter_count(model, vocab_size) - (0 if model.tie_embeddings else vocab_size * model.dim)
-    attention = 12 * model.layers * model.heads * head_dim * (context // 2)
-    return 6 * matrices + attention, attention
+    experts = min(model.experts.active, *model.experts.groups) if model.experts.groups else 1
+    matrices = 2 * model.dim * head_dim * (model.heads + model.kv_heads) + layer_routers(model)
+    block = 6 * (matrices + 2 * model.dim + experts * 3 * model.dim * ffn_width(model))
+    attention = 12 * model.heads * head_dim * (context // 2)
+    some = depth_layers(model)
+    scores = (model.layers - some + some * model.depth**2) * attention
+    depth = 6 * some * model.dim
+    head = 6 * (vocab_size * model.dim + model.dim)
+    return round((model.layers - some + some * model.depth) * block + scores + depth + head), round(scores)
 
 
 @dataclass(frozen=True)
@@ -62,7 +96,8 @@ def memory_per_rank(config: RunConfig, vocab_size: int) -> Memory:
     state = 16 * parameter_count(model, vocab_size) // shards
     tokens = micro_batch(config) * config.data.context // mesh.cp
     qkv = head_dim * (model.heads + 2 * model.kv_heads)
-    block = 4 * model.dim + qkv + 2 * head_dim * model.heads + 4 * ffn_width(model)
+    experts = model.experts.active if model.experts.groups else 1.0  # saved rows are those that experts took
+    block = 4 * model.dim + qkv + 2 * head_dim * model.heads + round(experts * 4 * ffn_width(model))
     saved = model.layers * model.dim + block if trainer.recompute == "full" else model.layers * block
     logits = 2 * 4 * min(tokens * vocab_size, LOGIT_CHUNK)
     loss = logits + tokens * model.dim * width + vocab_size * model.dim * (4 + width)

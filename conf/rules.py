@@ -102,6 +102,8 @@ _POSITIVE = [
     "model.kv_heads",
     "model.rope_theta",
     "model.norm_eps",
+    "model.depth",
+    "model.experts.active",
     "data.context",
     "data.vocab_size",
     "data.shard_documents",
@@ -131,6 +133,8 @@ _NOT_NEGATIVE = [
     "model.head_dim",
     "model.ffn_dim",
     "model.init_std",
+    "model.experts.pool_windows",
+    "model.experts.balance_rate",
     "data.limit",
     "curation.min_chars",
     "curation.max_chars",
@@ -153,6 +157,7 @@ _NOT_NEGATIVE = [
     "generate.seed",
 ]
 _FRACTIONS = [
+    "model.depth",
     "data.eval_fraction",
     "curation.min_letter_fraction",
     "curation.max_repeated_line_fraction",
@@ -198,6 +203,54 @@ def _model(config: RunConfig) -> None:
     if head_dim % 2 != 0:
         raise ConfigError(
             "model.head_dim", head_dim, "rotary positions need an even width", f"model.head_dim={head_dim + 1}"
+        )
+
+
+def _experts(config: RunConfig) -> None:
+    model, experts = config.model, config.model.experts
+    kinds, sizes = model.modalities, model.modality_tokens
+    if not kinds or len(set(kinds)) != len(kinds) or len(sizes) != len(kinds) - 1 or min(sizes, default=1) < 1:
+        raise ConfigError(
+            "model.modality_tokens",
+            sizes,
+            f"ids of every modality but the first of {kinds}, whose names differ",
+            "model.modalities=[text,image] model.modality_tokens=[8192]",
+        )
+    groups = experts.groups
+    if groups and (min(groups) < 1 or len(groups) not in (1, len(kinds))):
+        raise ConfigError(
+            "model.experts.groups",
+            groups,
+            f"at least one expert for each of the {len(kinds)} modalities {kinds}, or one number for all together",
+            "experts=moe_4t4i with a model of text and image, experts=moe_8x with any",
+        )
+    if groups and experts.active > min(groups):
+        raise ConfigError(
+            "model.experts.active",
+            experts.active,
+            f"a token has at most the experts of its group, and the smallest has {min(groups)}",
+            f"model.experts.active={min(groups)}",
+        )
+    if experts.routing == "token_choice" and (experts.active != int(experts.active) or experts.causal != "threshold"):
+        raise ConfigError(
+            "model.experts.routing",
+            experts.routing,
+            "tokens choose a whole number of experts, and do so at inference too: they need no auxiliary routers",
+            "model.experts.active=1 model.experts.causal=threshold",
+        )
+    if model.depth < 1 and mesh_sizes(config).cp > 1:
+        raise ConfigError(
+            "model.depth",
+            model.depth,
+            "a layer's tokens lie unevenly over ranks that share a sequence: mixture of depths keeps it on one rank",
+            "sequence=local, or model.depth=1",
+        )
+    if experts.pool_windows and micro_batch(config) % experts.pool_windows != 0:
+        raise ConfigError(
+            "model.experts.pool_windows",
+            experts.pool_windows,
+            f"it divides the windows of one forward pass, {micro_batch(config)}",
+            "another trainer.micro_batch, or model.experts.pool_windows=1",
         )
 
 
@@ -281,7 +334,7 @@ def _paths(config: RunConfig) -> None:
 
 def check(config: RunConfig) -> RunConfig:
     """Return ``config`` unchanged, or raise the first ConfigError that it deserves."""
-    for rule in (_choices, _ranges, _paths, _corpus, _model, _sequence, _batch):
+    for rule in (_choices, _ranges, _paths, _corpus, _model, _sequence, _batch, _experts):
         rule(config)
     return config
 

@@ -71,17 +71,22 @@ class Attention(nn.Module):
         self.attention_core: AttentionCore = local_attention
 
     def forward(
-        self, x_BSE: Tensor, turn: Rotation, document_ids_BS: Tensor | None = None, cache: KVCache | None = None
+        self,
+        x_BSE: Tensor,
+        turn: Rotation,
+        document_ids_BS: Tensor | None = None,
+        cache: KVCache | None = None,
+        places_S: Tensor | None = None,
     ) -> Tensor:
-        """[batch, sequence, dim] to the same shape."""
+        """[batch, sequence, dim] to the same shape; ``places_S`` as in ``KVCache.append``."""
         batch, length, _ = x_BSE.shape
         split = (batch, length, -1, self.head_dim)
         q_BSHD = turn.apply(self.q(x_BSE).view(split))
         k_BSKD = turn.apply(self.k(x_BSE).view(split))
         v_BSKD = self.v(x_BSE).view(split)
         if cache is not None:
-            past = cache.length
-            k_all, v_all = cache.append(self.layer, k_BSKD, v_BSKD)
+            past = cache.held(self.layer)
+            k_all, v_all = cache.append(self.layer, k_BSKD, v_BSKD, places_S)
             if past:
                 return self.out(cached_attention(q_BSHD, k_all, v_all).reshape(batch, length, -1))
         mixed_BSHD = self.attention_core(q_BSHD, k_BSKD, v_BSKD, document_ids_BS)

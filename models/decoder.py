@@ -1,37 +1,22 @@
 """The decoder: a Llama-family language model that knows nothing about parallelism or devices."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from models.attention import Attention
+from models.block import Batch, Block, DepthBlock
 from models.cache import KVCache
 from models.loss import IGNORE, linear_cross_entropy
-from models.mlp import SwiGLU
+from models.moe.exchange import ABSENT, LocalExchange
+from models.moe.router import Router, Routing
 from models.protocols import AttentionCore
-from models.rope import Rotation, rotation
+from models.rope import rotation
 from models.spec import ModelSpec, RopeSpec
 
 __all__ = ["Block", "Decoder", "KVCache", "ModelSpec", "RopeSpec"]
-
-
-class Block(nn.Module):
-    """Attention and feed-forward, each behind an RMSNorm and inside a residual connection."""
-
-    def __init__(self, spec: ModelSpec, layer: int) -> None:
-        super().__init__()
-        self.attention_norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
-        self.attention = Attention(spec, layer)
-        self.mlp_norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
-        self.mlp = SwiGLU(spec)
-
-    def forward(
-        self, x_BSE: Tensor, turn: Rotation, document_ids_BS: Tensor | None = None, cache: KVCache | None = None
-    ) -> Tensor:
-        """[batch, sequence, dim] to the same shape."""
-        x_BSE = x_BSE + self.attention(self.attention_norm(x_BSE), turn, document_ids_BS, cache)
-        return x_BSE + self.mlp(self.mlp_norm(x_BSE))
 
 
 class Decoder(nn.Module):
@@ -44,8 +29,10 @@ class Decoder(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.control = Routing()
         self.embed = nn.Embedding(spec.vocab_size, spec.dim)
-        self.layers = nn.ModuleList(Block(spec, layer) for layer in range(spec.layers))
+        kinds = [DepthBlock if spec.depth < 1 and layer % 2 == 0 else Block for layer in range(spec.layers)]
+        self.layers = nn.ModuleList(kind(spec, layer, self.control) for layer, kind in enumerate(kinds))
         self.norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
         self.head = nn.Linear(spec.dim, spec.vocab_size, bias=False)
         if spec.tie_embeddings:
@@ -72,11 +59,14 @@ class Decoder(nn.Module):
 
         Returns:
             Logits [batch, sequence, vocabulary]; with labels the pair (sum of token losses in fp32, number of
-            labels as int64), both scalars.
+            labels as int64), both scalars. While ``control.learn_auxiliary`` is set, the loss is that of the
+            auxiliary routers, scaled to the number of labels.
         """
         hidden_BSE = self.hidden(tokens, positions, document_ids, cache)
         if labels is None:
             return self.head(hidden_BSE)
+        if self.control.learn_auxiliary:
+            return self._auxiliary_loss((labels != IGNORE).sum())
         total = linear_cross_entropy(hidden_BSE.flatten(0, 1), self.head.weight, labels.flatten())
         return total, (labels != IGNORE).sum()
 
@@ -85,13 +75,43 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """What the head reads, [batch, sequence, dim]. Arguments as in ``forward``."""
         assert cache is None or document_ids is None, "a cache holds one document"
-        turn = rotation(positions, self.spec.head_dim, self.spec.rope)
-        x_BSE = self.embed(tokens)
+        x_BSE, batch = self.embed(tokens), self._batch(tokens, positions, document_ids, cache)
         for layer in self.layers:
-            x_BSE = layer(x_BSE, turn, document_ids, cache)
+            x_BSE = layer(x_BSE, batch)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.norm(x_BSE)
+
+    def routers(self) -> list[Router]:
+        """Those of the experts and of mixture of depths, in the order of the layers."""
+        return [module for module in self.modules() if isinstance(module, Router)]
+
+    def modality_of(self, tokens: Tensor) -> Tensor:
+        """The number of each token's modality, by its range of ids; int64, in the shape of the tokens."""
+        starts = torch.tensor(self.spec.modality_starts, dtype=tokens.dtype, device=tokens.device)
+        return torch.bucketize(tokens, starts, right=True)
+
+    def _batch(self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None, cache: KVCache | None) -> Batch:
+        """What all layers need to know of these tokens."""
+        spec, exchange = self.spec, self.control.exchange
+        batch = Batch(rotation(positions, spec.head_dim, spec.rope), document_ids, cache)
+        if not spec.routed:
+            return batch
+        modality = self.modality_of(tokens)
+        if document_ids is not None:
+            modality = modality.masked_fill(document_ids < 0, ABSENT)
+        windows, length = tokens.shape
+        index, window = exchange.places(windows, length, self.control.first_window, tokens.device)
+        pool = window * (spec.experts.pool_windows or windows)
+        described = exchange.tokens(modality, index, spec.experts.groups, pool) if spec.experts.groups else None
+        each = LocalExchange().tokens(modality, index, (1,), window) if spec.depth < 1 else None
+        return replace(batch, modality=modality, index=index, pool_tokens=pool, tokens=described, windows=each)
+
+    def _auxiliary_loss(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean over routers and decisions, times the number of labels."""
+        losses = [router.auxiliary_loss for router in self.routers() if router.auxiliary_loss is not None]
+        mean = torch.stack([total / max(number, 1) for total, number in losses]).mean()
+        return mean * labels, labels
 
     def loss(
         self, tokens: Tensor, labels: Tensor, positions: Tensor, document_ids: Tensor | None = None
@@ -118,7 +138,7 @@ class Decoder(nn.Module):
             if "norm" in name:
                 parameter.fill_(1.0)
                 continue
-            scale = residual if name.endswith(("attention.out.weight", "mlp.down.weight")) else 1.0
+            scale = residual if name.endswith(("attention.out.weight", "mlp.down.weight", ".down")) else 1.0
             values = torch.empty(parameter.shape, dtype=torch.float32)
             parameter.copy_(values.normal_(0.0, self.spec.init_std * scale, generator=generator))
         return self

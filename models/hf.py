@@ -23,7 +23,7 @@ from data.files import fsync_folder, make_folder, read_json, write_atomic, write
 from data.tokenize import Tokenizer, copy_tokenizer, load_tokenizer
 from models.decoder import Decoder
 from models.hf_config import CONFIG, config_of, read_spec
-from models.hf_names import HEAD, HF_HEAD, OBSOLETE_SUFFIX, hf_names
+from models.hf_names import EXACT, HEAD, HF_HEAD, OBSOLETE_SUFFIX, hf_names
 from models.spec import ModelSpec
 
 __all__ = ["load_hf", "read_spec", "save_hf"]
@@ -142,7 +142,8 @@ def _write_weights(model: Decoder, staging: Path, dtype: str, shard_bytes: int, 
     theirs = hf_names(model.spec)
     for number, names in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {theirs[n]: own[n].detach().to("cpu", DTYPES[dtype]).contiguous() for n in names}
+        types = {n: torch.float32 if n.endswith(EXACT) else DTYPES[dtype] for n in names}
+        tensors = {theirs[n]: own[n].detach().to("cpu", types[n]).contiguous() for n in names}
         placed |= dict.fromkeys(tensors, file)
         try:
             save_file(tensors, staging / file, metadata={"format": "pt"})
@@ -213,7 +214,7 @@ def _read_weights(folder: Path, dtype: torch.dtype, expected: dict[str, tuple[in
                     if name.endswith(OBSOLETE_SUFFIX):
                         continue
                     _check_tensor(file.get_slice(name), name, path, expected)
-                    found[name] = file.get_tensor(name).to(dtype)
+                    found[name] = file.get_tensor(name).to(torch.float32 if name.endswith(EXACT) else dtype)
         except (SafetensorError, OSError) as error:
             raise DataError(str(path), str(error)[:200], "must be a complete safetensors file", REMAKE) from error
     missing = [name for name in expected if name not in found]

@@ -1,4 +1,9 @@
-"""``config.json`` of a LlamaForCausalLM and the ``ModelSpec`` that it describes, both ways."""
+"""``config.json`` of a model folder and the ``ModelSpec`` that it describes, both ways.
+
+A dense model is a LlamaForCausalLM. One with experts, mixture of depths or norms behind the layers is a
+SundogMoMaForCausalLM: the same keys, and the others of the spec by their own names under ``moma``, which a dense model
+of several modalities has too.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +13,9 @@ from data.files import read_json
 from models.spec import DEFAULT_CONTEXT, ROPE_KINDS, ModelSpec, RopeSpec
 
 CONFIG = "config.json"
-ARCHITECTURE = "LlamaForCausalLM"
+ARCHITECTURE, MODEL_TYPE = "LlamaForCausalLM", "llama"
+MOMA, MOMA_TYPE = "SundogMoMaForCausalLM", "sundog_moma"
+MOMA_KEYS = ("norm", "modalities", "modality_tokens", "depth", "experts")
 # Keys that change the arithmetic of a Llama, with the values under which they do not.
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "attention_bias": (False, None),
@@ -40,7 +47,7 @@ def read_spec(folder: str | Path) -> ModelSpec:
 def spec_from_config(config: dict[str, Any], path: str = CONFIG) -> ModelSpec:
     """The spec of a parsed config.json; ``path`` is for messages. Raises DataError as ``read_spec`` does."""
     architectures = config.get("architectures") or [ARCHITECTURE if config.get("model_type") == "llama" else "none"]
-    if architectures != [ARCHITECTURE]:
+    if architectures not in ([ARCHITECTURE], [MOMA]):
         raise DataError(f"{path}: architectures", architectures, f"must be [{ARCHITECTURE!r}]", FIX)
     for key, neutral in NEUTRAL.items():
         if config.get(key) not in neutral:
@@ -48,7 +55,7 @@ def spec_from_config(config: dict[str, Any], path: str = CONFIG) -> ModelSpec:
     heads = _whole(config, "num_attention_heads", path)
     dim = _whole(config, "hidden_size", path)
     try:
-        return ModelSpec(
+        spec = ModelSpec(
             vocab_size=_whole(config, "vocab_size", path),
             dim=dim,
             layers=_whole(config, "num_hidden_layers", path),
@@ -62,8 +69,16 @@ def spec_from_config(config: dict[str, Any], path: str = CONFIG) -> ModelSpec:
             init_std=_number(config, "initializer_range", path, 0.02),
             context=_whole(config, "max_position_embeddings", path, DEFAULT_CONTEXT),
         )
+        extra = config.get("moma")
+        if extra is None and architectures == [ARCHITECTURE]:
+            return spec
+        if not isinstance(extra, dict):
+            raise TypeError("missing")
+        return ModelSpec.from_dict(spec.to_dict() | {name: extra[name] for name in MOMA_KEYS})
     except ConfigError as error:
         raise DataError(f"{path}: {error.field}", error.value, error.rule, FIX) from error
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: moma", str(error), f"must hold {', '.join(MOMA_KEYS)}", FIX) from error
 
 
 def config_of(spec: ModelSpec, dtype: str, token_ids: dict[str, int | None]) -> dict[str, Any]:
@@ -75,9 +90,12 @@ def config_of(spec: ModelSpec, dtype: str, token_ids: dict[str, int | None]) -> 
         rope["low_freq_factor"] = spec.rope.low_freq_factor
         rope["high_freq_factor"] = spec.rope.high_freq_factor
         rope["original_max_position_embeddings"] = spec.rope.original_context
+    moma = spec.routed or spec.norm == "post"
+    extra = {name: spec.to_dict()[name] for name in MOMA_KEYS}
     return {
-        "architectures": [ARCHITECTURE],
-        "model_type": "llama",
+        "architectures": [MOMA if moma else ARCHITECTURE],
+        "model_type": MOMA_TYPE if moma else MODEL_TYPE,
+        **({"moma": extra} if moma or len(spec.modalities) > 1 else {}),
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.dim,
         "num_hidden_layers": spec.layers,

@@ -1,10 +1,13 @@
 """The resolved sizes of a decoder."""
 
+import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from conf.errors import ConfigError
-from conf.schema import ModelConfig
+from conf.estimate import parameter_count
+from conf.schema import ExpertsConfig, ModelConfig
 
 ROPE_KINDS = ("default", "linear", "llama3")
 FFN_MULTIPLE = 64
@@ -27,6 +30,20 @@ class RopeSpec:
 
 
 @dataclass(frozen=True)
+class ExpertSpec:
+    """The experts of every layer; the fields are those of ``conf.schema.ExpertsConfig``. No groups: a dense layer."""
+
+    groups: tuple[int, ...] = ()
+    routing: str = "expert_choice"
+    active: float = 1.0
+    noise: bool = False
+    pool: str = "sequence_group"
+    pool_windows: int = 0
+    causal: str = "threshold"
+    balance_rate: float = 0.001
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Everything that determines the shapes and the arithmetic of a ``Decoder``."""
 
@@ -42,6 +59,11 @@ class ModelSpec:
     tie_embeddings: bool = True
     init_std: float = 0.02
     context: int = DEFAULT_CONTEXT  # positions that the model is meant for; sizes nothing
+    norm: str = "pre"
+    modalities: tuple[str, ...] = ("text",)
+    modality_tokens: tuple[int, ...] = ()  # ids of each further modality, last in the vocabulary
+    depth: float = 1.0
+    experts: ExpertSpec = field(default_factory=ExpertSpec)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim", "context"):
@@ -63,6 +85,37 @@ class ModelSpec:
             raise ConfigError(
                 "rope kind", self.rope.kind, f"must be one of {', '.join(ROPE_KINDS)}", "use another kind"
             )
+
+        if self.modality_starts[:1] and self.modality_starts[0] < 1:
+            rule = f"must leave ids for {self.modalities[0]} in a vocabulary of {self.vocab_size}"
+            raise ConfigError("model.modality_tokens", list(self.modality_tokens), rule, "a larger vocabulary")
+
+    @property
+    def modality_starts(self) -> tuple[int, ...]:
+        """The first token id of every modality but the first."""
+        ends = [self.vocab_size - sum(self.modality_tokens[i:]) for i in range(len(self.modality_tokens))]
+        return tuple(ends)
+
+    @property
+    def expert_groups(self) -> tuple[str, ...]:
+        """The names of the groups of experts: the modalities, or one for all."""
+        return self.modalities if len(self.experts.groups) > 1 else ("all",) * len(self.experts.groups)
+
+    @property
+    def routed(self) -> bool:
+        """Whether a forward pass has to know its tokens' modalities and places."""
+        return bool(self.experts.groups) or self.depth < 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is written to JSON; :meth:`from_dict` reads it back."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ModelSpec":
+        """Take what :meth:`to_dict` gave."""
+        experts = {**values["experts"], "groups": tuple(values["experts"]["groups"])}
+        tuples = {name: tuple(values[name]) for name in ("modalities", "modality_tokens")}
+        return cls(**{**values, **tuples, "rope": RopeSpec(**values["rope"]), "experts": ExpertSpec(**experts)})
 
     @classmethod
     def from_config(cls, config: ModelConfig, vocab_size: int, context: int = DEFAULT_CONTEXT) -> "ModelSpec":
@@ -92,11 +145,19 @@ class ModelSpec:
             tie_embeddings=config.tie_embeddings,
             init_std=config.init_std,
             context=context,
+            norm=config.norm,
+            modalities=tuple(config.modalities),
+            modality_tokens=tuple(config.modality_tokens),
+            depth=config.depth,
+            experts=ExpertSpec(**{**asdict(config.experts), "groups": tuple(config.experts.groups)}),
         )
+
+    def to_config(self) -> ModelConfig:
+        """The sizes as ``conf.estimate`` reads them."""
+        experts = ExpertsConfig(**{**asdict(self.experts), "groups": list(self.experts.groups)})
+        own = {name: getattr(self, name) for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim")}
+        return ModelConfig(**own, tie_embeddings=self.tie_embeddings, depth=self.depth, experts=experts)
 
     def parameters(self) -> int:
         """Number of trainable numbers; a tied embedding counts once."""
-        attention = self.dim * self.head_dim * 2 * (self.heads + self.kv_heads)
-        block = attention + 3 * self.dim * self.ffn_dim + 2 * self.dim
-        embeddings = self.vocab_size * self.dim * (1 if self.tie_embeddings else 2)
-        return embeddings + self.layers * block + self.dim
+        return parameter_count(self.to_config(), self.vocab_size)

@@ -3,7 +3,8 @@
 import pytest
 
 from conf.estimate import flops_per_token, memory_per_rank, parameter_count, ring_buffer_bytes, ring_traffic
-from conf.schema import ModelConfig, RunConfig
+from conf.schema import ExpertsConfig, ModelConfig, RunConfig
+from launch.preflight import load_config
 
 
 def test_parameter_count_of_llama_3_2_1b() -> None:
@@ -60,3 +61,51 @@ def test_buffers_do_not_grow_with_the_ranks_at_equal_shards() -> None:
     config = RunConfig()
     config.cluster.ranks = 1
     assert ring_buffer_bytes(config) == 0
+
+
+# MoMa, table 1 (arXiv 2407.21770): millions of parameters by size of the dense model and kind.
+TABLE_1 = {
+    ("moma_90m", "none"): 92,
+    ("moma_435m", "none"): 436,
+    ("moma_1_4b", "none"): 1476,
+    ("moma_90m", "moe_8x"): 210,
+    ("moma_435m", "moe_4t4i"): 1850,
+    ("moma_1_4b", "moe_7t1i"): 7110,
+    ("moma_90m_depth", "none"): 111,
+    ("moma_435m_depth", "none"): 637,
+    ("moma_1_4b_depth", "none"): 2340,
+    ("moma_90m_depth", "moe_8x"): 320,
+    ("moma_435m_depth", "moe_4t4i"): 2990,
+    ("moma_1_4b_depth", "moe_6t2i"): 11850,
+}
+MOMA = ["data.vocab_size=65536", "data.context=4096", "sequence=local", "cluster.ranks=1"]
+
+
+@pytest.mark.parametrize(("model", "experts"), TABLE_1)
+def test_parameter_counts_are_those_of_moma(model: str, experts: str) -> None:
+    config = load_config([f"model={model}", f"experts={experts}", *MOMA])
+    millions = parameter_count(config.model, 65536) / 1e6
+    rounding = 5.0 if TABLE_1[model, experts] % 10 == 0 else 0.5  # of billions, the table shows two decimals
+    assert millions == pytest.approx(TABLE_1[model, experts], abs=rounding + 0.11)  # it leaves norms and routers out
+
+
+@pytest.mark.parametrize("size", ["moma_90m", "moma_435m", "moma_1_4b"])
+def test_sparse_models_cost_what_the_dense_one_does(size: str) -> None:
+    def flops(model: str, experts: str) -> int:
+        config = load_config([f"model={model}", f"experts={experts}", *MOMA])
+        return flops_per_token(config.model, 65536, 4096)[0]
+
+    dense = flops(size, "none")
+    for experts in ("moe_1t1i", "moe_4t4i", "moe_8x"):
+        assert flops(size, experts) == pytest.approx(dense, rel=0.02)
+    assert flops(f"{size}_depth", "moe_4t4i") == pytest.approx(dense, rel=0.06)
+
+
+def test_routers_are_counted() -> None:
+    model = ModelConfig(dim=8, layers=3, heads=2, kv_heads=2, ffn_dim=16, depth=0.5)
+    dense = parameter_count(model, 100)
+    assert dense == parameter_count(ModelConfig(dim=8, layers=3, heads=2, kv_heads=2, ffn_dim=16), 100) + 2 * 8
+    model.experts = ExpertsConfig(groups=[2, 1])
+    assert parameter_count(model, 100) == dense + 3 * (2 * 3 * 8 * 16 + 3 * 8)
+    model.experts.causal = "auxiliary"
+    assert parameter_count(model, 100) == dense + 3 * (2 * 3 * 8 * 16 + 3 * 8 + 4 * 11) + 2 * 4 * 9

@@ -82,6 +82,22 @@ def test_default_mesh_gives_all_ranks_to_the_sequence() -> None:
         ({"model__kv_heads": 3}, "model.kv_heads"),
         ({"model__dim": 250}, "model.heads"),
         ({"model__head_dim": 33}, "model.head_dim"),
+        ({"model__depth": 1.5}, "model.depth"),
+        ({"model__depth": 0.5, "cluster__ranks": 2}, "model.depth"),
+        ({"model__modalities": ["text", "image"]}, "model.modality_tokens"),
+        ({"model__modalities": []}, "model.modality_tokens"),
+        ({"model__experts__groups": [4, 4]}, "model.experts.groups"),
+        ({"model__experts__groups": [0]}, "model.experts.groups"),
+        ({"model__experts__groups": [8], "model__experts__active": 9.0}, "model.experts.active"),
+        (
+            {
+                "model__experts__groups": [8],
+                "model__experts__active": 1.5,
+                "model__experts__routing": "token_choice",
+            },
+            "model.experts.routing",
+        ),
+        ({"model__experts__groups": [8], "model__experts__pool_windows": 3}, "model.experts.pool_windows"),
         ({"trainer__batch": 9, "sequence__degree": 1, "cluster__ranks": 2}, "trainer.batch"),
         ({"trainer__batch": 9, "trainer__micro_batch": 2}, "trainer.micro_batch"),
         ({"trainer__warmup_steps": 1000}, "trainer.warmup_steps"),
@@ -117,8 +133,8 @@ def test_defaults_are_legal_and_every_choice_exists() -> None:
 def test_every_choice_is_reached_by_the_check() -> None:
     for key, bad in itertools.product(CHOICES, ["", "no-such"]):
         made = RunConfig()
-        section, _, leaf = key.partition(".")
-        setattr(getattr(made, section), leaf, bad)
+        section, _, leaf = key.rpartition(".")
+        setattr(lookup(made, section), leaf, bad)
         with pytest.raises(ConfigError) as raised:
             check(made)
         assert raised.value.field == key

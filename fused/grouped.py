@@ -1,0 +1,119 @@
+"""SwiGLU feed-forward layers of many experts over rows that are sorted by expert: the compute of a sparse layer.
+
+Expert after expert, each slice small enough for the caches: no padding, no per-expert copy of the stacked weights, and
+one result for any split of the experts over processes, since an expert always multiplies the same rows in one piece.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Weights = Sequence[tuple[Tensor, Tensor]]  # of each stack of experts: gate and up [E, 2H, D], down [E, D, H]
+
+
+def grouped_swiglu(x_RD: Tensor, counts: Sequence[int], weights: Weights) -> Tensor:
+    """``down(silu(gate(x)) * up(x))`` of each row's own expert, [rows, dim].
+
+    Args:
+        x_RD: rows sorted by expert, in the order in which ``weights`` lists the experts.
+        counts: rows of each expert; may be 0. Their sum is the number of rows.
+        weights: stacks of experts of one width.
+    """
+    return _call(x_RD, None, None, counts, weights)
+
+
+def mix_experts(x_ND: Tensor, rows_R: Tensor, gates_R: Tensor, counts: Sequence[int], weights: Weights) -> Tensor:
+    """Each token's gated sum of its experts' outputs, [tokens, dim]; zero for a token without an expert.
+
+    Equal bit by bit to gathering ``x[rows]``, :func:`grouped_swiglu` and adding ``gates * out`` in the order of the
+    rows, without the whole gathered copies.
+
+    Args:
+        x_ND: tokens.
+        rows_R: the token of each row, sorted by expert as in :func:`grouped_swiglu`.
+        gates_R: the weight of each row's output, in the dtype of x.
+        counts: rows of each expert.
+        weights: stacks of experts.
+    """
+    return _call(x_ND, rows_R, gates_R, counts, weights)
+
+
+def _call(x: Tensor, rows: Tensor | None, gates: Tensor | None, counts: Sequence[int], weights: Weights) -> Tensor:
+    flat = [weight for pair in weights for weight in pair]
+    assert len(counts) == sum(stack.shape[0] for stack, _ in weights), "one count an expert"
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        low = torch.get_autocast_dtype(device)
+        x, flat, gates = x.to(low), [w.to(low) for w in flat], None if gates is None else gates.to(low)
+    with torch.autocast(device, enabled=False):
+        out = _Experts.apply(x, rows, gates, tuple(counts), *flat)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _slices(counts: Sequence[int], flat: Sequence[Tensor]) -> Iterator[tuple[int, slice, int, int]]:
+    """(index of the stack's first tensor in ``flat``, rows, expert in the stack, its count) of experts with rows."""
+    start = number = 0
+    for first in range(0, len(flat), 2):
+        for expert in range(flat[first].shape[0]):
+            count = counts[number]
+            if count:
+                yield first, slice(start, start + count), expert, count
+            start, number = start + count, number + 1
+
+
+class _Experts(torch.autograd.Function):
+    """Both forms: with ``rows`` and ``gates`` (gather and weighted scatter around), and on gathered rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, rows: Tensor | None, gates: Tensor | None, counts: tuple[int, ...], *flat: Tensor
+    ) -> Tensor:
+        total, most, hidden = sum(counts), max(counts, default=0), flat[1].shape[2]
+        gate_up = x.new_empty(total, 2 * hidden)
+        product = x.new_empty(most, hidden)
+        out = x.new_empty(total, x.shape[1])
+        mixed = None if rows is None else torch.zeros_like(x)
+        for first, part, expert, count in _slices(counts, flat):
+            inputs = x[part] if rows is None else x.index_select(0, rows[part])
+            gate, up = torch.mm(inputs, flat[first][expert].T, out=gate_up[part]).chunk(2, 1)
+            h = torch.mul(F.silu(gate), up, out=product[:count])
+            torch.mm(h, flat[first + 1][expert].T, out=out[part])
+            if rows is not None and gates is not None and mixed is not None:
+                mixed.index_add_(0, rows[part], out[part] * gates[part, None])
+        ctx.counts = counts
+        ctx.save_for_backward(x, rows, gates, gate_up, None if rows is None else out, *flat)
+        return out if mixed is None else mixed
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, rows, gates, gate_up, out, *flat = ctx.saved_tensors
+        counts, d_out = ctx.counts, grads[0].contiguous()
+        hidden, most = flat[1].shape[2], max(counts, default=0)
+        d_x = torch.zeros_like(x) if rows is not None else torch.empty_like(x)
+        d_gates = None if gates is None else torch.empty_like(gates)
+        d_flat = [torch.zeros_like(w) if 0 in counts else torch.empty_like(w) for w in flat]
+        d_gate_up, d_product = x.new_empty(most, 2 * hidden), x.new_empty(most, hidden)
+        for first, part, expert, count in _slices(counts, flat):
+            if rows is None or gates is None or d_gates is None or out is None:
+                inputs, d_rows = x[part], d_out[part]
+            else:
+                inputs, d_rows = x.index_select(0, rows[part]), d_out.index_select(0, rows[part])
+                d_gates[part] = (d_rows * out[part]).sum(1)
+                d_rows.mul_(gates[part, None])
+            gate, up = gate_up[part].chunk(2, 1)
+            d_h = torch.mm(d_rows, flat[first + 1][expert], out=d_product[:count])
+            active = F.silu(gate)
+            torch.mm(d_rows.T, active * up, out=d_flat[first + 1][expert])
+            d_both = d_gate_up[:count]
+            torch.mul(d_h, active, out=d_both[:, hidden:])
+            torch.ops.aten.silu_backward.grad_input(d_h.mul_(up), gate, grad_input=d_both[:, :hidden])
+            torch.mm(d_both.T, inputs, out=d_flat[first][expert])
+            if rows is None:
+                torch.mm(d_both, flat[first][expert], out=d_x[part])
+            else:
+                d_x.index_add_(0, rows[part], d_both @ flat[first][expert])
+        return d_x, None, d_gates, None, *d_flat
