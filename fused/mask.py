@@ -1,17 +1,23 @@
 """What queries may see of keys: for each query one contiguous range of keys, whatever the mask.
 
 Full, causal and sliding-window attention, packed documents and prefix language models, and any of them together, all
-have this form, so the kernels need two integers a query and nothing else.
+have this form, so the kernels need two integers a query and nothing else. Torch is imported where a device needs the mask, since
+plans are made without it.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fused.tiles import IntArray, Tile, interval_tiles
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Ranges = tuple[IntArray, IntArray]  # first visible key and the one after the last, [batch or 1, queries] each
 
@@ -79,7 +85,7 @@ class BlockMask:
     _bounds: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, ranges: Ranges, query_positions: IntArray, key_positions: IntArray) -> "BlockMask":
+    def of(cls, ranges: Ranges, query_positions: IntArray, key_positions: IntArray) -> BlockMask:
         """From ranges over absolute key positions, ``[batch or 1, Sq]``, to ranges over the keys of the block."""
         start, stop = (np.searchsorted(key_positions, bound) for bound in ranges)
         return cls(start, stop, query_positions, key_positions)
@@ -95,6 +101,8 @@ class BlockMask:
 
     def bounds(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """``(start, stop)`` as int32 tensors ``[batch or 1, Sq]`` on a device, made once for each."""
+        import torch
+
         if device not in self._bounds:
             start, stop = (torch.from_numpy(x.astype(np.int32)).to(device) for x in (self.start, self.stop))
             self._bounds[device] = (start, stop)
@@ -102,6 +110,8 @@ class BlockMask:
 
     def dense(self, device: torch.device | str = "cpu") -> Tensor:
         """The mask as booleans ``[batch or 1, 1, Sq, Sk]``, True where a query sees a key."""
+        import torch
+
         start, stop = (x[:, None, :, None] for x in self.bounds(torch.device(device)))
         key = torch.arange(self.keys, device=device)
         return (start <= key) & (key < stop)
