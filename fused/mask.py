@@ -1,8 +1,8 @@
 """What queries may see of keys: for each query one contiguous range of keys, whatever the mask.
 
 Full, causal and sliding-window attention, packed documents and prefix language models, and any of them together, all
-have this form, so the kernels need two integers a query and nothing else. Torch is imported where a device needs the mask, since
-plans are made without it.
+have this form, so the kernels need two integers a query and nothing else. Torch is imported where a device needs
+the mask: plans are made without it.
 """
 
 from __future__ import annotations
