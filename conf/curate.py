@@ -124,6 +124,17 @@ class DecontaminateConfig:
 
 
 @dataclass
+class SelectionConfig:
+    """The share of the documents that the scorer of PreSelect (arXiv 2503.00808) finds most useful."""
+
+    enabled: bool = False
+    scorer: str = ""  # folder that `sundog scorer` wrote
+    keep: float = 0.1  # share of what all other rules leave; the score at which it is reached stays
+    weight: str = "chars"  # what the share is of
+    per_source: bool = False  # the share of every source, not of the corpus
+
+
+@dataclass
 class CurationConfig:
     """Language-independent quality rules, duplicates, and a group of settings a step."""
 
@@ -144,3 +155,4 @@ class CurationConfig:
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     pii: PiiConfig = field(default_factory=PiiConfig)
     minhash: MinhashConfig = field(default_factory=MinhashConfig)
+    preselect: SelectionConfig = field(default_factory=SelectionConfig)

@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "cluster.placement": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
     "tracker.wandb": ("disabled", "offline", "online"),
     "export.dtype": ("fp32", "bf16"),
+    "curation.preselect.weight": ("chars", "documents"),
     "preselect.domain": ("source", "host"),
     "preselect.normalise": ("none", "quantile", "zscore"),
     "sweep.early_stop": ("none", "median"),

@@ -24,6 +24,7 @@ from data.decide import Deciding, drop_repeats, judge
 from data.files import write_atomic
 from data.ingest import ingest, table
 from data.manifest import Manifest
+from data.preselect.select import select
 from data.selection import conclude
 from data.stages import RunUnits, Stage, Unit, clear, collect_files, record_files, run_stage, stage_folders
 from data.steps import STEPS, identity
@@ -77,6 +78,8 @@ def run_passes(deciding: Deciding) -> None:
     if deciding.curation.deduplicate:
         drop_repeats(deciding, identity.TEXT_HASH, "duplicate_text")
     drop_repeats(deciding, identity.ID_HASH, "duplicate_id")
+    if deciding.curation.preselect.enabled:
+        select(deciding)
 
 
 def _select(deciding: Deciding, decided: list[Unit], config: RunConfig, documents: Manifest) -> list[Unit]:

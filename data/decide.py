@@ -128,9 +128,14 @@ def part_codes(work: Unit, part: dict[str, Any]) -> npt.NDArray[np.uint8]:
     return codes
 
 
-def survivors(work: Unit, step: str, names: list[str]) -> Iterator[tuple[npt.NDArray[np.int64], pa.Table]]:
-    """For each part, numbers of the documents that no rule and no earlier pass drops, and their columns of a step."""
-    for part in read_json(Path(work["folder"]) / "plan.json"):
+def survivors(
+    work: Unit, step: str, names: list[str], share: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[npt.NDArray[np.int64], pa.Table]]:
+    """For each part, numbers of the documents that no rule and no earlier pass drops, and their columns of a step.
+
+    ``share`` (i, n): of every n-th part only, from part i on.
+    """
+    for part in read_json(Path(work["folder"]) / "plan.json")[share[0] :: share[1]]:
         stay = part_codes(work, part) == 0
         file = Path(work["annotated"]) / column_file(work["columns"][step], part)
         table = read_columns(file, names).slice(0, len(stay))

@@ -7,10 +7,18 @@ step's columns alone. A step that changes the text of documents that stay names 
 
 from conf.schema import CurationConfig
 from data.annotators import Annotator
-from data.steps import identity, rules
+from data.steps import c4, fineweb, gopher, identity, preselect, repetition, rules
 from data.steps.kind import Step
 
-STEPS: dict[str, Step] = {"rules": rules, "identity": identity}
+STEPS: dict[str, Step] = {
+    "rules": rules,
+    "repetition": repetition,
+    "gopher": gopher,
+    "c4": c4,
+    "fineweb": fineweb,
+    "identity": identity,
+    "preselect": preselect,
+}
 
 
 def active(config: CurationConfig) -> dict[str, tuple[Step, Annotator]]:
