@@ -10,9 +10,12 @@ of their scores and merge exactly; the gradients of a block need only the global
 ``delta = rowsum(d_out * out)``, so they sum over blocks without another correction.
 """
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
+from conf.errors import ResourceError
 from fused import cpu, reference
 from fused.dropout import Dropout
 from fused.mask import BlockMask
@@ -26,6 +29,23 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _wide(*tensors: Tensor) -> list[Tensor]:
     return [x.to(accumulation_dtype(x.dtype)) for x in tensors]
+
+
+def _on_gpu(q: Tensor) -> bool:
+    """Is this a block for GPU kernels? fp64 is not: it is for checking, by the reference."""
+    return q.device.type == "cuda" and q.dtype != torch.float64
+
+
+def _gpu() -> ModuleType:
+    try:
+        from fused import gpu
+
+        return gpu
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        rule, fix = "attention on a GPU runs in Triton kernels", "pip install 'sundog[gpu]'"
+        raise ResourceError("triton", "not installed", rule, fix) from error
 
 
 def block_forward(
@@ -43,6 +63,8 @@ def block_forward(
     returned; without, fresh tensors are. A query that sees no key has out 0 and lse -inf. ``dropout`` acts on the
     weights after the softmax; the log-sum-exp knows nothing of it.
     """
+    if _on_gpu(q):
+        return _gpu().forward(q, k, v, mask, scale, into, dropout)
     q, k, v = _wide(q, k, v)
     if q.device.type == "cpu" and dropout is None:
         return cpu.forward(q, k, v, mask, scale, into)
@@ -70,6 +92,8 @@ def block_backward(
 
     ``lse`` and ``delta`` are the queries' global ones (over all keys of the sequence), not this block's.
     """
+    if _on_gpu(q):
+        return _gpu().backward(q, k, v, d_out, lse, delta, mask, scale, dq, dkv, dropout)
     q, k, v, d_out = _wide(q, k, v, d_out)
     if q.device.type == "cpu" and dropout is None:
         return cpu.backward(q, k, v, d_out, lse, delta, mask, scale, dq, dkv)
