@@ -15,6 +15,7 @@ from data.files import read_json
 from data.ingest import REJECTED
 from data.stages import Unit, record_files, unit
 from data.steps import STEPS
+from data.steps.kind import apply_edits
 
 Edit = dict[str, Any]
 
@@ -65,7 +66,7 @@ def select_unit(work: Unit) -> Unit:
             texts = table.column("text").to_pylist()
             changed = {row: edits[at] for row, at in enumerate(rows.tolist()) if at in edits}
             for row, changes in changed.items():
-                texts[row] = apply(texts[row], changes)
+                texts[row] = apply_edits(texts[row], changes)
             if changed:
                 table = table.set_column(SCHEMA.get_field_index("text"), SCHEMA.field("text"), [texts])
             _write(kept, table)
@@ -89,16 +90,6 @@ def _edits(work: Unit, documents: int) -> dict[int, list[Edit]]:
             if changes:
                 found.setdefault(row, []).extend(changes)
     return found
-
-
-def apply(text: str, edits: list[Edit]) -> str:
-    """The text with spans replaced; of edits that overlap the one that begins first, then the longest, counts."""
-    pieces, place = [], 0
-    for edit in sorted(edits, key=lambda edit: (edit["start"], -edit["end"])):
-        if edit["start"] >= place:
-            pieces += [text[place : edit["start"]], edit["text"]]
-            place = edit["end"]
-    return "".join([*pieces, text[place:]])
 
 
 def _write(writer: pq.ParquetWriter, table: pa.Table) -> None:

@@ -1,7 +1,7 @@
 """What a step is: see ``data.steps``."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,16 @@ class Step(Protocol):
     def annotator(self, config: CurationConfig) -> Annotator | None: ...
 
     def reasons(self, columns: pa.Table, config: CurationConfig) -> Verdicts: ...
+
+
+def apply_edits(text: str, edits: list[dict[str, Any]]) -> str:
+    """The text with spans replaced; of edits that overlap the one that begins first, then the longest, counts."""
+    pieces, place = [], 0
+    for edit in sorted(edits, key=lambda edit: (edit["start"], -edit["end"])):
+        if edit["start"] >= place:
+            pieces += [text[place : edit["start"]], edit["text"]]
+            place = edit["end"]
+    return "".join([*pieces, text[place:]])
 
 
 def column(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
