@@ -145,6 +145,7 @@ _NOT_NEGATIVE = [
     "model.experts.pool_windows",
     "model.experts.balance_rate",
     "data.limit",
+    "order.partitions",
     "curation.min_chars",
     "curation.max_chars",
     "curation.max_line_chars",
@@ -153,6 +154,7 @@ _NOT_NEGATIVE = [
     "sequence.degree",
     "trainer.micro_batch",
     "trainer.warmup_steps",
+    "trainer.upcycle_steps",
     "trainer.weight_decay",
     "trainer.clip",
     "trainer.eval_every",
@@ -174,6 +176,7 @@ _NOT_NEGATIVE = [
 _FRACTIONS = [
     "model.depth",
     "data.eval_fraction",
+    "order.near_duplicates",
     "curation.preselect.keep",
     "preselect.ties",
     "preselect.positive",
@@ -263,6 +266,21 @@ def _experts(config: RunConfig) -> None:
             model.depth,
             "a layer's tokens lie unevenly over ranks that share a sequence: mixture of depths keeps it on one rank",
             "sequence=local, or model.depth=1",
+        )
+    trainer = config.trainer
+    for key, used in (("upcycle_steps", trainer.upcycle_steps > 0), ("objective", trainer.objective == "routers")):
+        if used and not trainer.init_from:
+            rule = "it changes a model that is there already"
+            raise ConfigError(f"trainer.{key}", getattr(trainer, key), rule, "trainer.init_from=FOLDER")
+    if trainer.upcycle_steps and not groups:
+        rule = "upcycling makes experts, and the model has none"
+        raise ConfigError("model.experts.groups", groups, rule, "experts=moe_4t4i")
+    if experts.causal == "auxiliary" and not trainer.init_from:
+        raise ConfigError(
+            "model.experts.causal",
+            experts.causal,
+            "auxiliary routers are trained in a stage of their own, beside a model that is there already",
+            "train with threshold first, then trainer.objective=routers trainer.init_from=FOLDER",
         )
     if experts.pool_windows and micro_batch(config) % experts.pool_windows != 0:
         raise ConfigError(

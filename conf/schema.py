@@ -17,10 +17,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.experts.routing": ("expert_choice", "token_choice"),
     "model.experts.pool": ("sequence_group", "local"),
     "model.experts.causal": ("threshold", "auxiliary"),
-    "order.kind": ("in_context", "random"),
+    "order.kind": ("random", "reference", "algorithm1", "matching"),
+    "order.index": ("auto", "flat", "ivf", "hnsw", "cells"),
     "sharding.kind": ("ddp", "fsdp"),
     "sequence.strategy": ("local", "ring", "token_ring"),
     "sequence.layout": ("contiguous", "zigzag"),
+    "trainer.objective": ("tokens", "routers"),
     "trainer.precision": ("fp32", "bf16"),
     "trainer.recompute": ("none", "full"),
     "cluster.placement": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
@@ -95,8 +97,11 @@ class DataConfig:
 class OrderConfig:
     """The order in which documents are written into windows."""
 
-    kind: str = "in_context"
+    kind: str = "matching"
     neighbours: int = 20  # k of the neighbour graph
+    index: str = "auto"  # how they are found; cells: a join over many nodes
+    partitions: int = 0  # of the matching, each a unit of work; 0: one for every four million documents
+    near_duplicates: float = 0.8  # word 5-grams in common (Jaccard) from which on the shorter document goes; 0: off
     dimensions: int = 256  # of a document's embedding
     features: int = 262_144  # buckets of the hashed TF-IDF
 
@@ -143,6 +148,8 @@ class TrainerConfig:
     eval_windows: int = 16
     log_every: int = 10  # steps between console lines; the JSONL record has every step
     init_from: str = ""  # Hugging Face folder to start from
+    objective: str = "tokens"  # routers: train auxiliary routers beside the frozen model of init_from
+    upcycle_steps: int = 0  # make model.experts from init_from's one a modality; steps until their capacity is model's
     collective_timeout_sec: float = 60.0
 
 

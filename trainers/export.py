@@ -8,7 +8,7 @@ from conf.errors import DataError
 from conf.schema import RunConfig
 from data.stages import stage_folders
 from data.tokenize import load_tokenizer
-from models.decoder import Decoder, ModelSpec, RopeSpec
+from models.decoder import Decoder, ModelSpec
 from models.hf import save_hf
 from trainers.checkpoint import load_weights
 from trainers.checkpoint_folder import checkpoints_folder, complete_checkpoints, read_state, step_folder, step_of
@@ -58,7 +58,7 @@ def export(config: RunConfig) -> Path:
     weights = load_weights(checkpoint)
     state = read_state(checkpoint)
     sizes: dict[str, Any] = state["identity"]["model"]
-    spec = ModelSpec(**{**sizes, "rope": RopeSpec(**sizes["rope"])})
+    spec = ModelSpec.from_dict(sizes)
     folder = stage_folders(config).tokenizer
     digest = load_tokenizer(folder).digest
     if digest != state["identity"]["tokenizer"]:

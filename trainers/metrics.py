@@ -35,6 +35,15 @@ METRICS: tuple[Metric, ...] = (
     Metric("memory/peak_gb", "GB", MAX, MINIMIZE, "peak so far: device memory on a GPU, resident memory on a CPU"),
     Metric("eval/loss", "nats/token", SAME, MINIMIZE, "mean over all labels of the held-out windows"),
     Metric("eval/loss_by_position/", "nats/token", SAME, MINIMIZE, "eval/loss of labels with that much context"),
+    Metric("eval/loss_by_modality/", "nats/token", SAME, MINIMIZE, "eval/loss of labels of that modality"),
+    Metric("eval/loss_expert_choice", "nats/token", SAME, MINIMIZE, "held-out loss while experts see later tokens too"),
+    Metric("moe/causal_gap", "nats/token", SAME, MINIMIZE, "loss without looking ahead, less eval/loss_expert_choice"),
+    Metric("moe/load_imbalance/", "", SAME, MINIMIZE, "busiest expert's tokens over the mean, mean over layers"),
+    Metric("moe/tokens_with_0/", "fraction", SAME, MINIMIZE, "tokens of that modality that no expert took"),
+    Metric("moe/tokens_with_1/", "fraction", SAME, NEITHER, "tokens of that modality that one expert took"),
+    Metric("moe/tokens_with_2_or_more/", "fraction", SAME, NEITHER, "tokens of that modality that several took"),
+    Metric("moe/auxiliary_accuracy", "fraction", SAME, MAXIMIZE, "decisions on which auxiliary routers are right"),
+    Metric("moe/auxiliary_load", "", SAME, NEITHER, "tokens that auxiliary routers take over those experts chose"),
     Metric("data/neighbour_similarity", "cosine", SAME, NEITHER, "mean similarity of documents next to each other"),
 )
 

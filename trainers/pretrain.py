@@ -29,6 +29,7 @@ from data.stages import stage_folders
 from data.tokenize import Tokenizer, load_tokenizer
 from models.decoder import Decoder, ModelSpec
 from models.hf import load_hf
+from models.moe.upcycle import add_auxiliary, upcycle
 from parallel.apply import parallelize
 from parallel.mesh import Mesh, build_mesh
 from trainers import console
@@ -37,6 +38,7 @@ from trainers.checkpoint import Checkpoints
 from trainers.checkpoint_folder import checkpoints_folder, step_folder
 from trainers.control import Control, LocalControl
 from trainers.evaluate import evaluate
+from trainers.experts import freeze_all_but_auxiliary
 from trainers.lineage import changed_keys
 from trainers.observer import Observer
 from trainers.optim import build_optimizer
@@ -74,7 +76,7 @@ def run(config: RunConfig, control: Control) -> dict[str, Any]:
         model = parallelize(model.to(runtime.device), mesh, config)
         optimizer = build_optimizer(model, config.trainer)
 
-        origin = identity(config, asdict(spec), corpus.tokenizer.digest, corpus.shards.fingerprint)
+        origin = identity(config, spec.to_dict(), corpus.tokenizer.digest, corpus.shards.fingerprint)
         folder = checkpoints_folder(config.run_dir)
         checkpoints = Checkpoints(folder, config.trainer.keep_checkpoints, runtime.io_group, observer.log)
         restored = checkpoints.restore(model, optimizer, origin)
@@ -125,7 +127,7 @@ def train(config: RunConfig, control: Control, runtime: Runtime, parts: Parts, s
             "train/tokens": state.tokens,
             "optim/lr": result.lr,
             "optim/grad_norm": result.grad_norm,
-        }
+        } | result.routers
         if _due(state.step, trainer.eval_every, trainer.steps):
             values |= _evaluate(config, runtime, parts, state)
         parts.observer.step(state.step, values)
@@ -202,6 +204,12 @@ def build_model(config: RunConfig, tokenizer: Tokenizer) -> tuple[Decoder, Model
         spec = ModelSpec.from_config(config.model, tokenizer.vocab_size, config.data.context)
         return Decoder(spec).initialise(config.seed), spec
     model = load_hf(source).float()
+    if config.trainer.upcycle_steps:
+        wanted = ModelSpec.from_config(config.model, model.spec.vocab_size, model.spec.context)
+        model = upcycle(model, wanted.experts, config.seed)
+    if config.trainer.objective == "routers":
+        model = add_auxiliary(model, config.seed)
+        freeze_all_but_auxiliary(model)
     spec = replace(model.spec, context=max(model.spec.context, config.data.context))
     model.spec = spec
     if spec.vocab_size < tokenizer.vocab_size:

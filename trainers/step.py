@@ -16,6 +16,7 @@ from data.loader import IGNORE, Ints
 from parallel.batch import shard_batch
 from parallel.gradients import clip_grad_norm, no_sync, scale_factor
 from parallel.mesh import Mesh
+from trainers.experts import after_step, at_window, before_step
 from trainers.optim import set_learning_rate
 from trainers.schedule import learning_rate
 
@@ -30,6 +31,7 @@ class StepResult:
     grad_norm: float
     lr: float
     labels: int
+    routers: dict[str, float]  # metrics of models with experts
 
 
 def to_local(arrays: dict[str, Ints], mesh: Mesh, layout: str, device: torch.device) -> LocalBatch:
@@ -79,16 +81,19 @@ def train_step(
     labels = max(int(count.item()), 1)
 
     parts = list(micro_batches(batch, micro_batch(config)))
+    before_step(model, step, config)
     loss_sum = torch.zeros((), dtype=torch.float32, device=count.device)
     for index, part in enumerate(parts):
+        at_window(model, index, micro_batch(config), mesh, config)
         with no_sync(model, enabled=index < len(parts) - 1):
-            loss = forward_loss(model, part, config)
-            (loss * (scale_factor(mesh) / labels)).backward()
-        loss_sum += loss.detach()
+            part_loss = forward_loss(model, part, config)
+            (part_loss * (scale_factor(mesh) / labels)).backward()
+        loss_sum += part_loss.detach()
     dist.all_reduce(loss_sum)
 
     grad_norm = clip_grad_norm(model, config.trainer.clip or math.inf, mesh)
-    result = StepResult(float(loss_sum) / labels, float(grad_norm), learning_rate(step, config.trainer), labels)
+    loss = float(loss_sum) / labels
+    result = StepResult(loss, float(grad_norm), learning_rate(step, config.trainer), labels, after_step(model))
     if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
         raise ConfigError(
             "trainer.lr",

@@ -7,7 +7,7 @@ import time
 import torch
 
 from conf.estimate import flops_per_token
-from conf.schema import ModelConfig, RunConfig
+from conf.schema import RunConfig
 from models.decoder import ModelSpec
 from trainers.runtime import Runtime
 
@@ -32,16 +32,7 @@ def useful_flops_per_token(config: RunConfig, spec: ModelSpec) -> int | None:
     """Return the training FLOPs of one token, or None where they depend on the documents in a window."""
     if config.data.attention != "context":
         return None
-    sizes = ModelConfig(
-        dim=spec.dim,
-        layers=spec.layers,
-        heads=spec.heads,
-        kv_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
-        ffn_dim=spec.ffn_dim,
-        tie_embeddings=spec.tie_embeddings,
-    )
-    return flops_per_token(sizes, spec.vocab_size, config.data.context)[0]
+    return flops_per_token(spec.to_config(), spec.vocab_size, config.data.context)[0]
 
 
 def peak_memory_gb(device: torch.device) -> float:

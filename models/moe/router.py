@@ -106,7 +106,7 @@ class Router(nn.Module):
                 choice = self._by_threshold(x_ND, logits_NE, tokens, way)
             if self.training:
                 self._observe(choice[0], tokens)
-            if self.control.learn_auxiliary:
+            if self.control.learn_auxiliary and self.training:
                 self._learn(x_ND, choice[0], tokens)
             return choice, gates(noisy_NE, choice[0], self.evenness)
 
