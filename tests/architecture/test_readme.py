@@ -9,6 +9,7 @@ from pathlib import Path
 
 from conf.schema import GROUPS, OVERLAYS
 from launch.__main__ import COMMANDS
+from launch.multirun import load_sweep
 from launch.preflight import load_config, options
 from tests.helpers.readme import BLOCKS, README, ROOT, commands
 
@@ -30,11 +31,15 @@ def test_every_command_of_the_readme_exists_and_its_overrides_compose() -> None:
         "serve",
         "generate",
         "submit",
+        "sweep",
     }
     for words in shown:
         rest = [word for word in words[2:] if "=" in word and "learnin_rate" not in word]
         assert words[1] in COMMANDS
-        load_config(rest)
+        if words[1] == "sweep":
+            load_sweep(rest)
+        else:
+            load_config(rest)
 
 
 def test_make_targets_of_the_readme_exist() -> None:
