@@ -11,6 +11,7 @@ from ray.serve import Application
 from cluster.names import resolve
 from conf.errors import SundogError
 
+SHUTDOWN_SEC = 5.0  # for the application's own end, after its requests
 SLACK_REQUESTS = 1024  # beyond what the application admits, so that it is the one to answer 429
 
 
@@ -33,14 +34,16 @@ def deployment(
     *,
     replicas: int,
     admitted: int,
+    drain_sec: float,
     cpus: float,
     gpus: float,
 ) -> Application:
     """Return ``factory(model, settings)`` as a Serve application of ``replicas`` replicas.
 
     ``admitted`` is how many requests the application itself takes on before it refuses; Serve admits more, so that its
-    own queue is never the limit. ``environment`` is set in the replica before the factory is imported. A factory
-    that raises makes a replica that answers 503 and tells why to ``startup``; Serve would start it again and again.
+    own queue is never the limit. Requests that run have ``drain_sec`` to finish when it is removed. ``environment`` is
+    set in the replica before the factory is imported. A factory that raises makes a replica that answers 503 and tells
+    why to ``startup``; Serve would start it again and again.
     """
     ingress: Callable[..., Any] = serve.ingress(_builder(factory, model, settings, dict(environment)))
     wrapped: Any = serve.deployment(
@@ -49,7 +52,7 @@ def deployment(
         num_replicas=replicas,
         max_ongoing_requests=admitted + SLACK_REQUESTS,
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
-        graceful_shutdown_timeout_s=5.0,
+        graceful_shutdown_timeout_s=drain_sec + SHUTDOWN_SEC,
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
     return wrapped.bind()

@@ -67,6 +67,7 @@ def serving(
         {name: os.environ[name] for name in SECRETS if name in os.environ},
         replicas=config.replicas,
         admitted=config.max_concurrent + config.max_queue,
+        drain_sec=config.drain_sec,
         cpus=cpus,
         gpus=gpus,
     )

@@ -95,6 +95,7 @@ def _choices(config: RunConfig) -> None:
             raise ConfigError(key, value, f"one of {', '.join(legal)}", hint or f"{key}={legal[0]}")
 
 
+_ENGINE_SIZES = ("page_tokens", "step_tokens", "mixed_tokens")
 _POSITIVE = [
     "model.dim",
     "model.layers",
@@ -134,8 +135,10 @@ _POSITIVE = [
     "serve.replicas",
     "serve.max_concurrent",
     "serve.max_queue",
+    "serve.max_queue_tokens",
     "serve.max_body_bytes",
     "serve.max_tokens",
+    *(f"{command}.engine.{name}" for command in ("generate", "serve") for name in _ENGINE_SIZES),
 ]
 _NOT_NEGATIVE = [
     "seed",
@@ -144,6 +147,7 @@ _NOT_NEGATIVE = [
     "model.init_std",
     "model.experts.pool_windows",
     "model.experts.balance_rate",
+    *(f"{command}.engine.{name}" for command in ("generate", "serve") for name in ("kv_tokens", "draft_tokens")),
     "data.limit",
     "order.partitions",
     "curation.min_chars",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from conf.curate import CurationConfig
 
+FORMS = ("fp32", "bf16", "int8", "int4")  # of an engine's weights
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.source": ("python_docs", "debian_docs", "path"),
     "data.format": ("auto", "text", "jsonl", "parquet"),
@@ -31,6 +32,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "curation.preselect.weight": ("chars", "documents"),
     "preselect.domain": ("source", "host"),
     "preselect.normalise": ("none", "quantile", "zscore"),
+    "generate.engine.dtype": FORMS,
+    "serve.engine.dtype": FORMS,
     "sweep.early_stop": ("none", "median"),
 }
 
@@ -190,6 +193,20 @@ class ExportConfig:
 
 
 @dataclass
+class EngineConfig:
+    """How a model is run for generation."""
+
+    dtype: str = "fp32"  # of the weights; int8 and int4 are weight-only
+    pack: bool = True  # keep a second copy of fp32 weights, laid out for 2 to 48 rows
+    kv_tokens: int = 0  # tokens that the key-value cache holds; 0: by memory, at most what all running texts can need
+    page_tokens: int = 16  # tokens in a page of the cache
+    step_tokens: int = 512  # rows of one forward pass
+    mixed_tokens: int = 64  # prompt rows in a pass that also continues texts: bounds how much it delays them
+    prefix_cache: bool = True  # requests that begin alike share pages
+    draft_tokens: int = 0  # the most drafted tokens in a pass; 0: no drafting
+
+
+@dataclass
 class GenerateConfig:
     """Continuation of a prompt."""
 
@@ -198,6 +215,7 @@ class GenerateConfig:
     temperature: float = 0.8  # 0: greedy
     top_p: float = 0.95
     seed: int = 0
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
 
 @dataclass
@@ -259,10 +277,13 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     replicas: int = 1
-    max_concurrent: int = 8  # requests that a replica works on at once
-    max_queue: int = 64  # requests that wait; more are answered 429
+    max_concurrent: int = 8  # texts that a replica works on at once
+    max_queue: int = 64  # texts that wait; more are answered 429
+    max_queue_tokens: int = 262_144  # prompt tokens that wait; more are answered 429
     max_body_bytes: int = 4_000_000
     max_tokens: int = 1024  # the most that one request may ask for
+    drain_sec: float = 20.0  # time for running requests to finish when the server stops
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
 
 @dataclass

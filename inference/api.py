@@ -1,9 +1,9 @@
-"""Completions and chat completions: from a parsed request to the answer or the stream of events."""
+"""Completions, chat completions and embeddings: from a parsed request to the answer or the stream of events."""
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
@@ -11,48 +11,77 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response as HttpResponse
 
 from conf.schema import ServeConfig
+from inference.answers import Answer, embeddings, usage_of
 from inference.api_errors import ApiError, as_api_error, error_object
 from inference.chat import ChatTemplate
-from inference.engine import Step
+from inference.generation import Step
 from inference.metrics import Metrics
-from inference.protocol import (
-    ChatChoice,
-    ChatMessage,
-    ChatPiece,
-    ChatRequest,
-    CompletionChoice,
-    CompletionRequest,
-    GenerationRequest,
-    Response,
-    Usage,
-)
+from inference.params import SamplingParams
+from inference.protocol import ChatRequest, CompletionRequest, EmbeddingsRequest, GenerationRequest, Usage
 from inference.runner import Job, Runner
 from inference.streaming import DONE, EventStream, event, unless_disconnected
 
 COMPLETION_TOKENS = 16  # the API's default for completions; a chat may go up to the server's bound
 CLIENT_LEFT = 499  # never sent: nobody is there to read it
 
+Prompts = str | list[str] | list[int] | list[list[int]]
+
+
+@dataclass
+class _Asked:
+    """One request on its way: its job, its answer and what is repeated before each text."""
+
+    job: Job
+    answer: Answer
+    prompts: int
+    echoes: list[str]
+
+    @property
+    def usage(self) -> Usage:
+        return usage_of(self.job.generations, self.prompts)
+
 
 class Api:
-    """The two generating endpoints over one runner."""
+    """The three working endpoints over one runner."""
 
     def __init__(self, runner: Runner, chat: ChatTemplate, metrics: Metrics, settings: ServeConfig) -> None:
         self.runner, self.chat, self.metrics, self.settings = runner, chat, metrics, settings
+        self.draining = False
 
     async def completions(self, request: Request, body: CompletionRequest) -> HttpResponse:
         """``POST /v1/completions``."""
         self._check(body)
-        prompts = await asyncio.to_thread(self._encoded, body.prompt)
-        answer = _Answer("cmpl", "text_completion", "text_completion", self.settings.model_name)
-        return await self._answer(request, body, prompts, answer, COMPLETION_TOKENS, ())
+        prompts = await asyncio.to_thread(self._encoded, body.prompt, "prompt")
+        most = COMPLETION_TOKENS if body.wanted_tokens is None else body.wanted_tokens
+        params = body.sampling(min(most, self.settings.max_tokens))
+        decode = self.runner.engine.tokenizer.decode
+        echoes = [decode(prompt) if body.echo else "" for prompt in prompts for _ in range(body.n or 1)]
+        return await self._answer(request, body, prompts, params, echoes)
 
     async def chat_completions(self, request: Request, body: ChatRequest) -> HttpResponse:
         """``POST /v1/chat/completions``."""
         self._check(body)
         messages = [message.model_dump() | {"content": _text(message.content)} for message in body.messages]
         prompt = await asyncio.to_thread(self._rendered, messages)
-        answer = _Answer("chatcmpl", "chat.completion", "chat.completion.chunk", self.settings.model_name)
-        return await self._answer(request, body, [prompt], answer, self.settings.max_tokens, self.chat.stops)
+        most = self.settings.max_tokens if body.wanted_tokens is None else body.wanted_tokens
+        params = body.sampling(most, self.chat.stops)
+        return await self._answer(request, body, [prompt], params, [""] * (body.n or 1))
+
+    async def embeddings(self, request: Request, body: EmbeddingsRequest) -> HttpResponse:
+        """``POST /v1/embeddings``."""
+        self._refuse_new_work()
+        self.check_model(body.model)
+        width = self.runner.engine.spec.dim
+        if body.dimensions not in (None, width):
+            raise ApiError(400, f"dimensions: this model's embeddings have {width}", "dimensions")
+        prompts = await asyncio.to_thread(self._encoded, body.input, "input")
+        job = self.runner.submit(self.runner.prepare(prompts, SamplingParams(max_tokens=1), task="embed"))
+        stayed, _ = await self._whole(request, job)
+        if not stayed:
+            return HttpResponse(status_code=CLIENT_LEFT)
+        vectors = [g.embedding.tolist() for g in job.generations if g.embedding is not None]
+        tokens = sum(len(prompt) for prompt in prompts)
+        return JSONResponse(embeddings(self.settings.model_name, vectors, body.encoding_format or "float", tokens))
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError 404 for a model that is not served here; None is the served one."""
@@ -61,22 +90,27 @@ class Api:
             raise ApiError(404, message, "model", "model_not_found")
 
     def _check(self, body: GenerationRequest) -> None:
+        self._refuse_new_work()
         self.check_model(body.model)
         body.refuse_unsupported()
         wanted, most = body.wanted_tokens, self.settings.max_tokens
         if wanted is not None and wanted > most:
             raise ApiError(400, f"max_tokens: {wanted} is more than this server allows ({most})", "max_tokens")
 
-    def _encoded(self, prompt: str | list[str] | list[int] | list[list[int]]) -> list[list[int]]:
+    def _refuse_new_work(self) -> None:
+        if self.draining:
+            raise ApiError(503, "the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
+
+    def _encoded(self, prompt: Prompts, field: str) -> list[list[int]]:
         """Token ids of every prompt; a flat list of ids is one prompt."""
         engine = self.runner.engine
         if isinstance(prompt, str):
             return [engine.encode(prompt)]
         if not prompt:
-            raise ApiError(400, "prompt: must not be an empty list", "prompt")
+            raise ApiError(400, f"{field}: must not be an empty list", field)
         many = self.settings.max_concurrent + self.settings.max_queue
         if not isinstance(prompt[0], int) and len(prompt) > many:
-            raise ApiError(400, f"prompt: {len(prompt)} prompts are more than this server queues ({many})", "prompt")
+            raise ApiError(400, f"{field}: {len(prompt)} texts are more than this server queues ({many})", field)
         if isinstance(prompt[0], int):
             return [[part for part in prompt if isinstance(part, int)]]
         return [engine.encode(part) if isinstance(part, str) else part for part in prompt if not isinstance(part, int)]
@@ -91,49 +125,62 @@ class Api:
         request: Request,
         body: GenerationRequest,
         prompts: list[list[int]],
-        answer: "_Answer",
-        default_tokens: int,
-        stops: tuple[str, ...],
+        params: SamplingParams,
+        echoes: list[str],
     ) -> HttpResponse:
-        wanted = body.wanted_tokens or min(default_tokens, self.settings.max_tokens)
-        job = self.runner.submit(prompts, body.sampling(wanted, stops))
+        salt = (body.cache_salt or "").encode()
+        # A grammar's table of tokens may take a moment to build: not in the event loop.
+        texts = await asyncio.to_thread(self.runner.prepare, prompts, params, body.n or 1, salt)
+        job = self.runner.submit(texts)
         self.metrics.prompt_tokens.inc(sum(len(prompt) for prompt in prompts))
-
-        def close(stayed: bool) -> None:
-            job.cancel()
-            if not stayed:
-                self.metrics.cancelled.inc()
-
+        chat = isinstance(body, ChatRequest)
+        answer = Answer(chat, self.settings.model_name, self.runner.engine.tokenizer.decode)
+        asked = _Asked(job, answer, len(prompts), echoes)
         if body.stream:
-            return EventStream(self._events(job, answer, body.include_usage), close)
-        stayed, texts = True, None
+            return EventStream(self._events(asked, body.include_usage), lambda stayed: self._close(job, stayed))
+        stayed, steps = await self._whole(request, job)
+        if steps is None or not stayed:
+            return HttpResponse(status_code=CLIENT_LEFT)
+        return JSONResponse(answer.whole(echoes, steps, job.generations, asked.usage))
+
+    async def _whole(self, request: Request, job: Job) -> tuple[bool, list[list[Step]] | None]:
+        """Every text's steps, unless the client leaves first."""
+        stayed, steps = True, None
         try:
-            work = _collect(self._steps(job), len(prompts))
-            stayed, texts = await unless_disconnected(request.receive, work)
+            work = _collect(self._steps(job), len(job.generations))
+            stayed, steps = await unless_disconnected(request.receive, work)
         except asyncio.CancelledError:
             stayed = False
             raise
         finally:
-            close(stayed)
-        return (
-            HttpResponse(status_code=CLIENT_LEFT) if texts is None else JSONResponse(answer.whole(texts, _usage(job)))
-        )
+            self._close(job, stayed)
+        return stayed, steps
 
-    async def _events(self, job: Job, answer: "_Answer", include_usage: bool) -> AsyncIterator[str]:
+    def _close(self, job: Job, stayed: bool) -> None:
+        job.cancel()
+        if not stayed:
+            self.metrics.cancelled.inc()
+
+    async def _events(self, asked: _Asked, include_usage: bool) -> AsyncIterator[str]:
         """The server-sent events of a job; an error after the first one becomes the last event."""
 
         def text(content: dict[str, Any]) -> str:
             return event(content if include_usage else {k: v for k, v in content.items() if k != "usage"})
 
+        job, answer = asked.job, asked.answer
+        unsaid = {index for index, echo in enumerate(asked.echoes) if echo}
         try:
             for index in range(len(job.generations)):
                 if (opening := answer.opening(index)) is not None:
                     yield text(opening)
             async for index, step in self._steps(job):
-                if step.text or step.finish_reason:
+                if index in unsaid:  # with the first token, since the prompt's own log-probabilities are there by then
+                    unsaid.remove(index)
+                    yield text(answer.echo(index, asked.echoes[index], job.generations[index]))
+                if step.text or step.finish_reason or step.logprob is not None:
                     yield text(answer.piece(index, step))
             if include_usage:
-                yield text(answer.last(_usage(job)))
+                yield text(answer.last(asked.usage))
             yield DONE
         except Exception as error:
             found = as_api_error(error)
@@ -148,67 +195,16 @@ class Api:
             histogram = self.metrics.between_tokens if index in latest else self.metrics.first_token
             histogram.observe(now - latest.get(index, start))
             latest[index] = now
-            self.metrics.generation_tokens.inc()
+            self.metrics.generation_tokens.inc(step.token >= 0)
             yield index, step
         self.metrics.whole_request.observe(time.perf_counter() - start)
 
 
-class _Answer:
-    """Builds the response objects of one request, which share an id and a time."""
-
-    def __init__(self, prefix: str, whole: str, piece: str, model: str) -> None:
-        self._id, self._created = f"{prefix}-{uuid.uuid4().hex}", int(time.time())
-        self._whole, self._piece, self._model = whole, piece, model
-        self._chat = whole != piece
-
-    def opening(self, index: int) -> dict[str, Any] | None:
-        """A chat stream begins with the role."""
-        if not self._chat:
-            return None
-        return self._object(self._piece, [ChatPiece(index=index, delta={"role": "assistant", "content": ""})])
-
-    def piece(self, index: int, step: Step) -> dict[str, Any]:
-        """One event of a stream."""
-        if not self._chat:
-            choice = CompletionChoice(index=index, text=step.text, finish_reason=step.finish_reason)
-            return self._object(self._piece, [choice])
-        delta = {"content": step.text} if step.text else {}
-        return self._object(self._piece, [ChatPiece(index=index, delta=delta, finish_reason=step.finish_reason)])
-
-    def last(self, usage: Usage) -> dict[str, Any]:
-        """The event that carries the usage and no choices."""
-        return self._object(self._piece, [], usage)
-
-    def whole(self, texts: list[tuple[str, str]], usage: Usage) -> dict[str, Any]:
-        """The answer of a request that is not streamed, from (text, finish reason) of every prompt."""
-        choices: list[Any] = []
-        for index, (text, reason) in enumerate(texts):
-            if self._chat:
-                message = ChatMessage(role="assistant", content=text)
-                choices.append(ChatChoice(index=index, message=message, finish_reason=reason))
-            else:
-                choices.append(CompletionChoice(index=index, text=text, finish_reason=reason))
-        return self._object(self._whole, choices, usage)
-
-    def _object(self, kind: Any, choices: list[Any], usage: Usage | None = None) -> dict[str, Any]:
-        response = Response(
-            id=self._id, object=kind, created=self._created, model=self._model, choices=choices, usage=usage
-        )
-        return response.model_dump()
-
-
-async def _collect(steps: AsyncIterator[tuple[int, Step]], prompts: int) -> list[tuple[str, str]]:
-    texts, reasons = [""] * prompts, [""] * prompts
+async def _collect(steps: AsyncIterator[tuple[int, Step]], texts: int) -> list[list[Step]]:
+    found: list[list[Step]] = [[] for _ in range(texts)]
     async for index, step in steps:
-        texts[index] += step.text
-        reasons[index] = step.finish_reason or ""
-    return list(zip(texts, reasons, strict=True))
-
-
-def _usage(job: Job) -> Usage:
-    prompt = sum(generation.prompt_tokens for generation in job.generations)
-    completion = sum(generation.completion_tokens for generation in job.generations)
-    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+        found[index].append(step)
+    return found
 
 
 def _text(content: str | list[dict[str, Any]] | None) -> str:

@@ -14,17 +14,22 @@ from inference.engine import PromptTooLong
 from inference.protocol import Unsupported
 from inference.runner import QueueFull
 
-RETRY_AFTER_SEC = 1
-
 log = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
     """An answer other than 200 that a handler decides on."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
 
 
 def error_object(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -37,7 +42,7 @@ def error_object(status: int, message: str, param: str | None = None, code: str 
 def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An ``ApiError`` as a response."""
     content = error_object(error.status, error.message, error.param, error.code)
-    return JSONResponse(content, error.status, headers)
+    return JSONResponse(content, error.status, headers or error.headers)
 
 
 def as_api_error(error: BaseException) -> ApiError:
@@ -46,7 +51,8 @@ def as_api_error(error: BaseException) -> ApiError:
         case ApiError():
             return error
         case QueueFull():
-            return ApiError(429, f"the server is full: {error}; try again later", code="queue_full")
+            message = f"the server is full: {error}; try again later"
+            return ApiError(429, message, code="queue_full", headers={"Retry-After": str(error.retry_sec)})
         case Unsupported():
             return ApiError(400, str(error), error.field, "unsupported_parameter")
         case SundogError():
@@ -64,8 +70,7 @@ def install_handlers(app: FastAPI) -> None:
     """Answer every exception of ``app`` with an error object."""
 
     async def known(_: Request, error: Exception) -> JSONResponse:
-        found = as_api_error(error)
-        return error_response(found, {"Retry-After": str(RETRY_AFTER_SEC)} if found.status == 429 else None)
+        return error_response(as_api_error(error))
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)

@@ -1,59 +1,84 @@
-"""One model, many generations: each has its own cache and advances by one bounded forward pass at a time."""
+"""One model, many texts at once: continuous batching over a paged cache, one forward pass at a time."""
 
+import os
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from conf.errors import DataError
+from conf.errors import ConfigError, DataError
+from conf.schema import FORMS, EngineConfig
 from data.files import read_json
 from data.tokenize import load_tokenizer
-from inference.detokenize import Detokenizer, StopMatcher
-from inference.sampler import Sampler, SamplingParams
-from models.cache import KVCache
+from inference.detokenize import Detokenizer
+from inference.generation import Generation, Logprob, Step
+from inference.grammar import Grammars
+from inference.model_runner import ModelRunner, Result
+from inference.paged_attention import PagedCache
+from inference.pages import PagePool
+from inference.params import GREEDY, SamplingParams
+from inference.sampler import log_probabilities
+from inference.scheduler import Scheduler, Span
 from models.hf import load_hf
 
-PREFILL_CHUNK = 256  # prompt tokens in one step; bounds how long a prompt delays the others
+MAX_RUNNING = 8
+MEMORY_SHARE = 8  # the cache takes at most this part of the machine's memory unless told otherwise
 
 
 class PromptTooLong(DataError):
     """A prompt that leaves no room in the model's context."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """One generated token's outcome.
+@dataclass
+class EngineStats:
+    """What an engine has done and holds."""
 
-    ``text`` may be empty while a character or a stop string is incomplete. ``finish_reason`` is set on the last step:
-    ``stop`` (end-of-sequence token or stop string) or ``length`` (max_tokens or the end of the context).
-    """
-
-    token: int
-    text: str
-    finish_reason: str | None = None
+    steps: int
+    prompt_tokens: int  # computed; without those found in the cache
+    generated_tokens: int
+    preemptions: int
+    prefix_hit_tokens: int
+    pages: int
+    pages_used: int
+    pages_remembered: int
+    running: int
+    waiting: int
 
 
 class Engine:
     """A model folder ready to generate, on the CPU.
 
-    The methods that run the model may be called from one thread at a time; ``encode`` from any.
+    The methods that change or run texts may be called from one thread at a time; ``encode`` and ``start`` from any.
 
     Raises:
         DataError: the folder is not one that this project can read, or has no tokenizer.
+        ConfigError: settings out of range.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(
+        self, folder: str | Path, settings: EngineConfig | None = None, max_running: int = MAX_RUNNING
+    ) -> None:
         self.folder = Path(folder)
-        self.model = load_hf(folder).eval()
-        self.spec = self.model.spec
+        self.settings = settings = settings or EngineConfig()
+        check_settings(settings)
+        model = load_hf(folder, torch.bfloat16 if settings.dtype == "bf16" else torch.float32).eval()
         self.tokenizer = load_tokenizer(folder)
-        self.context = self.spec.context
+        self.spec = model.spec
+        self.runner = ModelRunner(model, settings.dtype, settings.pack)
+        pages = self._pages(max_running)
+        self.cache = PagedCache(self.spec, pages * settings.page_tokens, settings.page_tokens, self.runner.dtype)
+        self.pool = PagePool(pages, settings.page_tokens, settings.prefix_cache)
+        self.context = min(self.spec.context, pages * settings.page_tokens)
+        self.scheduler = Scheduler(self.pool, max_running, settings.step_tokens, settings.mixed_tokens)
         self.eos_ids = frozenset({self.tokenizer.eos_id, *_declared_ends(self.folder)})
+        self._grammars = Grammars(self.folder / "tokenizer.json", self.spec.vocab_size, self.tokenizer.eos_id)
         self._encoding = threading.Lock()  # the tokenizer is switched between modes
         self._prefix = self._prompt_prefix()
+        self._steps = self._prompt_tokens = self._generated = 0
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a prompt, begun as the tokenizer begins a text; names of special tokens are plain text."""
@@ -66,32 +91,146 @@ class Engine:
         with self._encoding:
             return self.tokenizer.encode(text, allow_special=True) or [self.tokenizer.eos_id]
 
-    def start(self, prompt: Sequence[int], params: SamplingParams) -> "Generation":
-        """A generation that has not run yet.
+    def start(
+        self, prompt: Sequence[int], params: SamplingParams, salt: bytes = b"", task: str = "generate"
+    ) -> Generation:
+        """A text that has not been queued yet. Texts of different ``salt`` never share cached pages.
 
         Raises:
             DataError: an empty prompt, or ids outside the vocabulary.
             PromptTooLong: a prompt that leaves no room in the context.
+            ConfigError: a grammar that cannot be read.
         """
         if not prompt:
             raise DataError("prompt", "", "must have at least one token", "give a text")
-        if len(prompt) >= self.context:
+        room = self.context - len(prompt)
+        if room < (task == "generate"):
             rule = f"must be shorter than the model's context ({self.context} tokens)"
             raise PromptTooLong("prompt", f"{len(prompt)} tokens", rule, "shorten the prompt")
         if not (min(prompt) >= 0 and max(prompt) < self.spec.vocab_size):
             raise DataError("prompt", "token ids", f"must be from 0 to {self.spec.vocab_size - 1}", "encode it again")
-        return Generation(self, prompt, params)
+        if any(token >= self.spec.vocab_size for token in params.logit_bias):
+            raise DataError("logit_bias", "token ids", f"must be below {self.spec.vocab_size}", "correct them")
+        limit = room if params.max_tokens is None else min(room, params.max_tokens)
+        matcher = None if params.grammar is None else self._grammars.matcher(params.grammar)
+        text = Detokenizer(self.tokenizer.decode)
+        return Generation(prompt, params, limit, text, self.eos_ids, salt, task, matcher)
 
-    def stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[Step]:
-        """Generate token by token; closing the iterator frees the cache. Raises DataError as ``start`` does."""
+    def start_many(self, prompt: Sequence[int], params: SamplingParams, n: int, salt: bytes = b"") -> list[Generation]:
+        """``n`` texts from one prompt, which is computed once; seeds count up from the given one."""
+        found: list[Generation] = []
+        for index in range(n):
+            own = params if params.seed is None or index == 0 else _with_seed(params, params.seed + index)
+            found.append(self.start(prompt, own, salt))
+            found[-1].leader = found[0] if index else None
+        return found
+
+    def submit(self, generation: Generation) -> None:
+        """Queue a text; ``step`` goes on with it, its ``news`` fill."""
+        self.scheduler.add(generation)
+
+    def cancel(self, generation: Generation) -> None:
+        """Forget a text and free its pages; harmless when it has ended."""
+        self.scheduler.drop(generation)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do."""
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counters and gauges; may be read from any thread."""
+        scheduler, pool = self.scheduler, self.pool
+        return EngineStats(
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated,
+            preemptions=scheduler.preemptions,
+            prefix_hit_tokens=scheduler.prefix_hits,
+            pages=pool.pages,
+            pages_used=pool.used,
+            pages_remembered=pool.remembered,
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+        )
+
+    def step(self) -> list[Generation]:
+        """Run the model once over all texts that are due; returns those that have news."""
+        touched = self.scheduler.expired()
+        for generation in touched:
+            generation.end("deadline")
+            self.scheduler.drop(generation)
+        spans = self.scheduler.plan()
+        if not spans:
+            return touched
+        self._steps += 1
+        result = self.runner.run(spans, self.cache)
+        greedy = _greedy_tokens(spans, result)
+        for index, span in enumerate(spans):
+            generation = span.generation
+            try:
+                self._advance(span, result.logits[index], result.hidden[index], greedy.get(index))
+            except (DataError, AssertionError) as error:
+                generation.fail(error)
+            if generation.finished:
+                self.scheduler.drop(generation)
+            touched.append(generation)
+        return touched
+
+    def stream(self, prompt: Sequence[int], params: SamplingParams) -> Generator[Step]:
+        """Generate token by token; closing the iterator frees the pages. Raises DataError as ``start`` does."""
         generation = self.start(prompt, params)
+        self.submit(generation)
         try:
-            while not generation.finished:
-                step = generation.step()
-                if step is not None:
-                    yield step
+            while True:
+                while generation.news:
+                    news = generation.news.popleft()
+                    if isinstance(news, Exception):
+                        raise news
+                    yield news
+                if generation.finished:
+                    return
+                self.step()
         finally:
-            generation.close()
+            self.cancel(generation)
+
+    def _advance(self, span: Span, logits_RV: Tensor | None, hidden: Tensor | None, greedy: int | None) -> None:
+        """What a computed span means for its text."""
+        generation = span.generation
+        if generation.prefilling:
+            self._prompt_tokens += len(span.tokens)
+        self.scheduler.commit(generation, span.start + len(span.tokens))
+        if hidden is not None:
+            _add_embedding(generation, hidden, span.last)
+            return
+        if logits_RV is None:
+            return
+        if generation.params.prompt_logprobs and span.start + 1 < generation.prompt_tokens:
+            _score_prompt(generation, span, logits_RV)
+        if not span.last:
+            return
+        if generation.limit == 0:
+            generation.end("length")
+            return
+        if greedy is None:
+            allowed = None if generation.matcher is None else generation.matcher.allowed()
+            token = generation.sampler.choose(logits_RV[-1], generation.completion_tokens, allowed)
+        else:
+            token = greedy
+        self._generated += 1
+        most = generation.params.logprobs
+        chosen = None if most is None else Logprob(token, *log_probabilities(logits_RV[-1], token, most))
+        generation.accept(token, chosen)
+
+    def _pages(self, max_running: int) -> int:
+        settings, spec = self.settings, self.spec
+        wanted = settings.kv_tokens or spec.context * max_running
+        if not settings.kv_tokens:
+            token = 2 * spec.layers * spec.kv_heads * spec.head_dim * self.runner.dtype.itemsize
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MEMORY_SHARE
+            wanted = min(wanted, max(memory // token, settings.page_tokens))
+        return max(1, -(-wanted // settings.page_tokens))
 
     def _prompt_prefix(self) -> list[int]:
         """What the tokenizer's own post-processor puts before a text."""
@@ -101,55 +240,53 @@ class Engine:
         return next((whole[:i] for i in starts if whole[i : i + len(plain)] == plain), [])
 
 
-class Generation:
-    """One request in progress: its cache, its random numbers and its text."""
+def check_settings(settings: EngineConfig) -> None:
+    """Raises ConfigError for values that no engine can work with."""
+    if settings.dtype not in FORMS:
+        raise ConfigError("engine.dtype", settings.dtype, f"must be one of {', '.join(FORMS)}", "choose one of them")
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        least = 0 if item.name in ("kv_tokens", "draft_tokens") else 1
+        if isinstance(item.default, int) and not isinstance(item.default, bool) and value < least:
+            raise ConfigError(f"engine.{item.name}", value, f"must be a whole number from {least} on", "raise it")
 
-    def __init__(self, engine: Engine, prompt: Sequence[int], params: SamplingParams) -> None:
-        room = engine.context - len(prompt)
-        self.limit = room if params.max_tokens is None else min(room, params.max_tokens)
-        self.prompt_tokens, self.completion_tokens = len(prompt), 0
-        self.finished = False
-        self._engine, self._ignore_eos = engine, params.ignore_eos
-        self._pending = list(prompt)  # tokens that the model has not seen
-        self._cache: KVCache | None = None
-        self._sampler = Sampler(params)
-        self._text, self._stops = Detokenizer(engine.tokenizer.decode), StopMatcher(params.stop)
 
-    @torch.inference_mode()
-    def step(self) -> Step | None:
-        """Run the model once: on a part of the prompt (None: no token yet) or on the last token."""
-        assert not self.finished, "the generation has ended"
-        if self._cache is None:
-            self._cache = KVCache(self._engine.spec)
-        model, start = self._engine.model, self._cache.length
-        chunk, self._pending = self._pending[:PREFILL_CHUNK], self._pending[PREFILL_CHUNK:]
-        positions = torch.arange(start, start + len(chunk))[None]
-        hidden_BSE = model.hidden(torch.tensor([chunk]), positions, cache=self._cache)
-        if self._pending:
-            return None
-        token = self._sampler.choose(model.head(hidden_BSE[0, -1]), self.completion_tokens)
-        self.completion_tokens += 1
-        self._pending = [token]
-        return self._finish_or_go_on(token)
+def _with_seed(params: SamplingParams, seed: int) -> SamplingParams:
+    return SamplingParams(**{**vars(params), "seed": seed})
 
-    def close(self) -> None:
-        """End the generation and free its cache; harmless when it has ended."""
-        self.finished = True
-        self._cache = None
 
-    def _finish_or_go_on(self, token: int) -> Step:
-        ended = token in self._engine.eos_ids and not self._ignore_eos
-        text, stopped = self._stops.feed("" if ended else self._text.push(token))
-        reason = "stop" if ended or stopped else None
-        if reason is None and self.completion_tokens >= self.limit:
-            reason = "length"
-        if reason is not None and not stopped:
-            rest, stopped = self._stops.feed(self._text.flush())
-            text += rest + ("" if stopped else self._stops.flush())
-            reason = "stop" if stopped else reason
-        if reason is not None:
-            self.close()
-        return Step(token, text, reason)
+def _greedy_tokens(spans: Sequence[Span], result: Result) -> dict[int, int]:
+    """The most probable tokens of all spans that want just that, in one pass over the logits."""
+    rows: list[tuple[int, Tensor]] = []
+    for index, span in enumerate(spans):
+        params, logits = span.generation.params, result.logits[index]
+        plain = params.temperature == GREEDY and not params.touches_logits and span.parents is None
+        if plain and logits is not None and len(logits) == 1:
+            rows.append((index, logits))
+    if not rows:
+        return {}
+    values, ids = torch.cat([logits for _, logits in rows]).max(1)
+    found = zip(rows, values.isfinite().tolist(), ids.tolist(), strict=True)
+    return {index: token for (index, _), finite, token in found if finite}
+
+
+def _score_prompt(generation: Generation, span: Span, logits_RV: Tensor) -> None:
+    """Log-probabilities of the prompt's tokens that the span's rows predict."""
+    most = generation.params.logprobs or 0
+    for row, logits_V in enumerate(logits_RV):
+        place = span.start + row + 1
+        if place < generation.prompt_tokens:
+            token = generation.tokens[place]
+            generation.prompt_logprobs.append(Logprob(token, *log_probabilities(logits_V, token, most)))
+
+
+def _add_embedding(generation: Generation, hidden_SE: Tensor, last: bool) -> None:
+    """The mean of the last layer's states over the text, at unit length."""
+    total = hidden_SE.float().sum(0)
+    generation.embedding = total if generation.embedding is None else generation.embedding + total
+    if last:
+        generation.embedding = torch.nn.functional.normalize(generation.embedding, dim=0)
+        generation.end("stop")
 
 
 def _declared_ends(folder: Path) -> list[int]:

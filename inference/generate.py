@@ -3,11 +3,14 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from conf.schema import EngineConfig
 from inference.engine import Engine
-from inference.sampler import SamplingParams
+from inference.params import SamplingParams
 
 
-def generate(model_folder: str | Path, prompts: Sequence[str], params: SamplingParams) -> Iterator[tuple[int, str]]:
+def generate(
+    model_folder: str | Path, prompts: Sequence[str], params: SamplingParams, settings: EngineConfig | None = None
+) -> Iterator[tuple[int, str]]:
     """Continue the prompts one after another; yields (index of the prompt, next piece of its text).
 
     The pieces do not repeat the prompt, and join to the whole continuation.
@@ -15,7 +18,7 @@ def generate(model_folder: str | Path, prompts: Sequence[str], params: SamplingP
     Raises:
         DataError: the folder cannot be read, or a prompt does not fit the model's context.
     """
-    engine = Engine(model_folder)
+    engine = Engine(model_folder, settings)
     for index, prompt in enumerate(prompts):
         for step in engine.stream(engine.encode(prompt), params):
             if step.text:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inference.api_errors import ApiError, error_response
 
-OPEN_PATHS = ("/health",)  # need no token
+OPEN_PATHS = ("/health", "/ready", "/")  # need no token
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 BODY_TIMEOUT_SEC = 60.0
 

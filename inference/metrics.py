@@ -1,6 +1,10 @@
 """What ``/metrics`` shows, in Prometheus' text format."""
 
+from collections.abc import Callable, Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from inference.runner import Runner
 
@@ -30,11 +34,37 @@ class Metrics:
         self.whole_request = Histogram(
             "sundog_request_seconds", "From acceptance to the last token.", buckets=SECONDS, registry=registry
         )
-        running = Gauge("sundog_requests_running", "Generations that take turns.", registry=registry)
-        running.set_function(lambda: runner.running)
-        waiting = Gauge("sundog_requests_waiting", "Generations in the queue.", registry=registry)
-        waiting.set_function(lambda: runner.waiting)
+        gauges: dict[str, tuple[str, Callable[[], float]]] = {
+            "sundog_requests_running": ("Texts that the engine works on.", lambda: runner.running),
+            "sundog_requests_waiting": ("Texts in the queue.", lambda: runner.waiting),
+            "sundog_tokens_per_second": ("Tokens computed, over the last seconds.", lambda: runner.tokens_per_sec),
+            "sundog_kv_pages": ("Pages of the key-value cache.", lambda: runner.engine.pool.pages),
+            "sundog_kv_pages_used": ("Pages that texts hold.", lambda: runner.engine.pool.used),
+            "sundog_kv_pages_remembered": (
+                "Unused pages kept for texts that begin alike.",
+                lambda: runner.engine.pool.remembered,
+            ),
+        }
+        for name, (meaning, read) in gauges.items():
+            Gauge(name, meaning, registry=registry).set_function(read)
+        registry.register(_EngineCounters(runner))
 
     def text(self) -> bytes:
         """The whole page."""
         return generate_latest(self.registry)
+
+
+class _EngineCounters(Collector):
+    """What the engine counts itself."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        stats = self._runner.engine.stats
+        yield CounterMetricFamily("sundog_steps", "Forward passes.", stats.steps)
+        yield CounterMetricFamily("sundog_prompt_tokens_computed", "Prompt tokens computed.", stats.prompt_tokens)
+        yield CounterMetricFamily(
+            "sundog_prefix_hit_tokens", "Prompt tokens found in the cache.", stats.prefix_hit_tokens
+        )
+        yield CounterMetricFamily("sundog_preemptions", "Texts that gave their pages back.", stats.preemptions)

@@ -8,25 +8,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from inference.sampler import SamplingParams
+from conf.errors import ConfigError
+from inference.params import MAX_LOGPROBS, Grammar, SamplingParams
+
+MAX_N = 16
 
 # field -> values under which it asks for nothing
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
     "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "prompt_logprobs": (),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
     "tools": ([],),
     "functions": ([],),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
 }
@@ -40,21 +33,54 @@ class Unsupported(Exception):
         self.field = field
 
 
+class ResponseFormat(BaseModel):
+    """The form of the output: OpenAI's three types, and a regular expression."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["text", "json_object", "json_schema", "regex"]
+    json_schema: dict[str, Any] | None = None
+    pattern: str | None = Field(None, max_length=10_000)
+
+    def grammar(self) -> Grammar | None:
+        """What the output must match. Raises ConfigError when the type's own field is missing."""
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return Grammar.of_schema({"type": "object"})
+        if self.type == "regex" and self.pattern is not None:
+            return Grammar("regex", self.pattern)
+        if self.type == "json_schema" and self.json_schema is not None and "schema" in self.json_schema:
+            return Grammar.of_schema(self.json_schema["schema"])
+        missing = "pattern" if self.type == "regex" else "json_schema.schema"
+        raise ConfigError("response_format", self.type, f"{missing} is missing", "send it")
+
+
 class GenerationRequest(BaseModel):
     """What completions and chat completions have in common."""
 
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=0)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = None
+    n: int | None = Field(None, ge=1, le=MAX_N)
     stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    logit_bias: dict[int, float] | None = None
+    response_format: ResponseFormat | None = None
     stream: bool | None = False
     stream_options: dict[str, Any] | None = None
     ignore_eos: bool | None = False
+    timeout: float | None = Field(None, gt=0, le=3600)  # seconds; what is there by then is the answer
+    cache_salt: str | None = Field(None, max_length=256)  # texts of different salts share no cached pages
 
     def refuse_unsupported(self) -> None:
         """Raises Unsupported for the first field that asks for something unknown here."""
@@ -75,10 +101,30 @@ class GenerationRequest(BaseModel):
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             top_k=max(0, self.top_k or 0),  # -1 means all tokens in some clients
+            min_p=self.min_p or 0.0,
             seed=self.seed,
             stop=stops + extra_stops,
+            stop_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            logit_bias=self.logit_bias or {},
+            logprobs=self.wanted_logprobs,
+            prompt_logprobs=self.scores_prompt,
+            grammar=None if self.response_format is None else self.response_format.grammar(),
+            deadline_sec=self.timeout,
         )
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many most probable tokens are to be reported; None: no log-probabilities."""
+        return None
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's tokens are to be scored too."""
+        return False
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -95,6 +141,18 @@ class CompletionRequest(GenerationRequest):
     """``POST /v1/completions``."""
 
     prompt: str | list[str] | list[int] | list[list[int]] = ""
+    echo: bool | None = False
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """The number itself."""
+        return self.logprobs
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Log-probabilities of an echoed prompt; a request for no token at all is one for the echo."""
+        return bool(self.echo) and (self.logprobs is not None or self.max_tokens == 0)
 
 
 class Message(BaseModel):
@@ -111,11 +169,27 @@ class ChatRequest(GenerationRequest):
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = False
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """``logprobs`` switches them on, ``top_logprobs`` is the number."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def wanted_tokens(self) -> int | None:
         """The newer field wins."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+class EmbeddingsRequest(BaseModel):
+    """``POST /v1/embeddings``."""
+
+    model: str | None = None
+    input: str | list[str] | list[int] | list[list[int]]
+    encoding_format: Literal["float", "base64"] | None = "float"
+    dimensions: int | None = Field(None, ge=1)
 
 
 class Usage(BaseModel):
@@ -124,6 +198,7 @@ class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: dict[str, int] | None = None  # how many of them were found in the cache
 
 
 class CompletionChoice(BaseModel):
@@ -131,7 +206,7 @@ class CompletionChoice(BaseModel):
 
     index: int
     text: str
-    logprobs: None = None
+    logprobs: dict[str, Any] | None = None
     finish_reason: str | None = None
 
 
@@ -147,7 +222,7 @@ class ChatChoice(BaseModel):
 
     index: int
     message: ChatMessage
-    logprobs: None = None
+    logprobs: dict[str, Any] | None = None
     finish_reason: str | None = None
 
 
@@ -156,7 +231,7 @@ class ChatPiece(BaseModel):
 
     index: int
     delta: dict[str, str]
-    logprobs: None = None
+    logprobs: dict[str, Any] | None = None
     finish_reason: str | None = None
 
 

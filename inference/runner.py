@@ -1,22 +1,31 @@
-"""Many requests, one model thread: a bounded queue, round-robin steps, results handed to an event loop."""
+"""One model thread for an event loop: bounded queues, steps of the engine, results handed over."""
 
 import asyncio
 import logging
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
-from inference.engine import Engine, Generation, Step
-from inference.sampler import SamplingParams
+from inference.engine import Engine
+from inference.generation import Generation, Step
+from inference.params import SamplingParams
 
 STALL_TIMEOUT_SEC = 600.0  # the longest wait for a job's next step, its time in the queue included
 IDLE_WAIT_SEC = 5.0  # between looks at the queue when nothing is announced; only a safety net
+MAX_RETRY_SEC = 60
+RATE_WINDOW_SEC = 10.0  # over which the speed is averaged
 
 log = logging.getLogger(__name__)
 
 
 class QueueFull(Exception):
-    """More requests wait than the settings allow."""
+    """More requests wait than the settings allow; ``retry_sec`` is when there may be room."""
+
+    def __init__(self, message: str, retry_sec: int = 1) -> None:
+        super().__init__(message)
+        self.retry_sec = retry_sec
 
 
 class GenerationFailed(Exception):
@@ -24,17 +33,17 @@ class GenerationFailed(Exception):
 
 
 class Job:
-    """The prompts of one request. Iterate it in the event loop that submitted it, then or on any error ``cancel``."""
+    """The texts of one request. Iterate it in the event loop that submitted it, then or on any error ``cancel``."""
 
     def __init__(self, generations: Sequence[Generation], runner: "Runner") -> None:
         self.generations = tuple(generations)
         self.cancelled = False
         self._runner = runner
         self._loop = asyncio.get_running_loop()
-        self._results: asyncio.Queue[tuple[int, Step] | BaseException] = asyncio.Queue()
+        self._results: asyncio.Queue[list[tuple[int, Step]] | Exception] = asyncio.Queue()
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Step]]:
-        """(index of the prompt, step) as they come; every prompt's last step has a finish reason.
+        """(index of the text, step) as they come; every text's last step has a finish reason.
 
         Raises GenerationFailed; QueueFull when the server shuts down; TimeoutError when nothing comes for
         ``STALL_TIMEOUT_SEC``.
@@ -42,85 +51,119 @@ class Job:
         unfinished = len(self.generations)
         while unfinished:
             async with asyncio.timeout(STALL_TIMEOUT_SEC):
-                result = await self._results.get()
-            if isinstance(result, BaseException):
-                raise result
-            unfinished -= result[1].finish_reason is not None
-            yield result
+                results = await self._results.get()
+            if isinstance(results, Exception):
+                raise results
+            for index, step in results:
+                unfinished -= step.finish_reason is not None
+                yield index, step
 
     def cancel(self) -> None:
         """Stop working on it, within one step; harmless when it has ended."""
         self.cancelled = True
-        self._runner.wake()
+        self._runner.cancel(self)
 
-    def deliver(self, result: tuple[int, Step] | BaseException) -> None:
+    def deliver(self, results: list[tuple[int, Step]] | Exception) -> None:
         """Called by the model thread."""
         try:
-            self._loop.call_soon_threadsafe(self._results.put_nowait, result)
+            self._loop.call_soon_threadsafe(self._results.put_nowait, results)
         except RuntimeError:  # the loop has closed: nobody can read the rest
             self.cancelled = True
+            self._runner.cancel(self)
 
 
 class Runner:
-    """Runs an engine's generations in one thread, so that an event loop never waits for the model.
+    """Runs an engine in one thread, so that an event loop never waits for the model.
 
-    ``max_concurrent`` generations take turns, one step each; ``max_queue`` more wait in the order of arrival.
+    The engine works on ``max_running`` texts at once; ``max_queue`` more wait in the order of arrival, as long as their
+    prompts have ``max_queue_tokens`` tokens at most together.
     """
 
-    def __init__(self, engine: Engine, max_concurrent: int, max_queue: int) -> None:
-        self.engine, self.max_concurrent, self.max_queue = engine, max_concurrent, max_queue
+    def __init__(self, engine: Engine, max_queue: int, max_queue_tokens: int) -> None:
+        self.engine, self.max_queue, self.max_queue_tokens = engine, max_queue, max_queue_tokens
         self._changed = threading.Condition()
-        self._active: deque[tuple[Job, int]] = deque()
-        self._waiting: deque[tuple[Job, int]] = deque()
-        self._stepping: tuple[Job, int] | None = None
+        self._jobs: dict[Generation, tuple[Job, int]] = {}  # until it ends
+        self._arrived: list[Generation] = []
+        self._left: list[Generation] = []
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._rates: deque[tuple[float, int]] = deque()  # (when, tokens computed until then)
+
+    @property
+    def unfinished(self) -> int:
+        """Texts that run or wait."""
+        return len(self._jobs)
 
     @property
     def running(self) -> int:
-        """Generations that take turns now."""
-        return len(self._active) + (self._stepping is not None)
+        """Texts that the engine works on."""
+        return len(self.engine.scheduler.running)
 
     @property
     def waiting(self) -> int:
-        """Generations in the queue."""
-        return len(self._waiting)
+        """Texts in the queue."""
+        return max(0, self.unfinished - self.running)
 
     @property
     def healthy(self) -> bool:
-        """Whether submitted work will be done."""
+        """Whether requests can be worked on."""
         return not self._closed and (self._thread is None or self._thread.is_alive())
 
-    def submit(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> Job:
-        """Queue the prompts of one request, all or none. Call it in a running event loop.
+    @property
+    def tokens_per_sec(self) -> float:
+        """Tokens computed a second, prompts included, over the last seconds."""
+        if len(self._rates) < 2:
+            return 0.0
+        (first, before), (last, now) = self._rates[0], self._rates[-1]
+        return (now - before) / max(last - first, 1e-3) if time.monotonic() - last < RATE_WINDOW_SEC else 0.0
 
-        Raises:
-            QueueFull: try again later.
-            DataError: a prompt does not fit the model; see ``Engine.start``.
+    def prepare(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        n: int = 1,
+        salt: bytes = b"",
+        task: str = "generate",
+    ) -> list[Generation]:
+        """The texts of one request: ``n`` of every prompt. May be called from any thread.
+
+        Raises DataError and ConfigError as ``Engine.start``.
         """
-        job = Job([self.engine.start(prompt, params) for prompt in prompts], self)
+        if task == "embed":
+            return [self.engine.start(prompt, params, salt, task) for prompt in prompts]
+        return [g for prompt in prompts for g in self.engine.start_many(prompt, params, n, salt)]
+
+    def submit(self, generations: Sequence[Generation]) -> Job:
+        """Queue one request's texts, all or none. Call it in a running event loop.
+
+        Raises QueueFull: no room for all of them, or the server is shutting down.
+        """
+        job = Job(generations, self)
         with self._changed:
             if self._closed:
                 raise QueueFull("the server is shutting down")
-            if self.running + self.waiting + len(prompts) > self.max_concurrent + self.max_queue:
-                raise QueueFull(f"{self.running} requests are running and {self.waiting} waiting")
-            self._waiting.extend((job, index) for index in range(len(prompts)))
+            self._check_room(generations)
+            for index, generation in enumerate(generations):
+                self._jobs[generation] = (job, index)
+            self._arrived += generations
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="model", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
         return job
 
-    def wake(self) -> None:
-        """Drop what was cancelled; a step in progress ends first."""
+    def cancel(self, job: Job) -> None:
+        """Drop a job's texts; a step in progress ends first."""
         with self._changed:
-            self._drop_cancelled()
+            for generation in job.generations:
+                if self._jobs.pop(generation, None) is not None:
+                    self._left.append(generation)
             self._changed.notify_all()
 
     def wait_idle(self, timeout: float) -> bool:
         """Wait until nothing runs or waits; False after ``timeout`` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: not (self.running or self.waiting), timeout)
+            return self._changed.wait_for(lambda: not (self._jobs or self._arrived or self._left), timeout)
 
     def close(self, timeout: float = 10.0) -> None:
         """Fail what is unfinished and end the thread."""
@@ -130,56 +173,86 @@ class Runner:
         if self._thread is not None:
             self._thread.join(timeout)
 
+    def _check_room(self, generations: Sequence[Generation]) -> None:
+        slots = self.engine.scheduler.max_running + self.max_queue
+        if self.unfinished + len(generations) > slots:
+            raise QueueFull(f"{self.unfinished} texts run or wait, of {slots}", self._retry_sec())
+        tokens = self._queued_tokens()
+        if tokens and tokens + sum(g.prompt_tokens for g in generations) > self.max_queue_tokens:
+            raise QueueFull(f"{tokens} prompt tokens wait, of {self.max_queue_tokens}", self._retry_sec())
+
+    def _queued_tokens(self) -> int:
+        return sum(g.prompt_tokens for g in self._jobs if g.computed == 0)
+
+    def _retry_sec(self) -> int:
+        """When what waits may have been computed, at the present speed."""
+        rate = self.tokens_per_sec
+        return min(MAX_RETRY_SEC, max(1, math.ceil(self._queued_tokens() / rate))) if rate else 1
+
     def _work(self) -> None:
         try:
-            while (turn := self._next_turn()) is not None:
-                self._step(*turn)
+            while self._take_changes():
+                self._step()
         finally:
             with self._changed:
                 self._closed = True
-                interrupted = [] if self._stepping is None else [self._stepping]
-                for job, index in (*interrupted, *self._active, *self._waiting):
-                    job.generations[index].close()
+                for job, _ in self._jobs.values():
                     job.deliver(QueueFull("the server is shutting down"))
-                self._active.clear()
-                self._waiting.clear()
-                self._stepping = None
+                for generation in [*self.engine.scheduler.running, *self.engine.scheduler.waiting]:
+                    self.engine.cancel(generation)
+                self._jobs.clear()
+                self._arrived.clear()
+                self._left.clear()
                 self._changed.notify_all()
 
-    def _next_turn(self) -> tuple[Job, int] | None:
-        """The generation whose step is next; waits for one. None: closed."""
+    def _take_changes(self) -> bool:
+        """Apply what arrived and left since the last step; wait until there is work. False: closed."""
         with self._changed:
             while not self._closed:
-                self._drop_cancelled()
-                while self._waiting and len(self._active) < self.max_concurrent:
-                    self._active.append(self._waiting.popleft())
-                if self._active:
-                    self._stepping = self._active.popleft()
-                    return self._stepping
+                for generation in self._arrived:
+                    self.engine.submit(generation)
+                for generation in self._left:
+                    self.engine.cancel(generation)
+                self._arrived.clear()
+                self._left.clear()
+                if self.engine.busy:
+                    return True
                 self._changed.notify_all()  # for wait_idle
                 self._changed.wait(IDLE_WAIT_SEC)
-            return None
+            return False
 
-    def _drop_cancelled(self) -> None:
-        for queue in (self._active, self._waiting):
-            for job, index in [turn for turn in queue if turn[0].cancelled]:
-                job.generations[index].close()
-                queue.remove((job, index))
-
-    def _step(self, job: Job, index: int) -> None:
-        generation = job.generations[index]
-        result: tuple[int, Step] | GenerationFailed | None = None
+    def _step(self) -> None:
         try:
-            step = generation.step()
-            result = None if step is None else (index, step)
-        except Exception as error:
-            log.exception("a generation failed")
-            generation.close()
-            job.cancelled = True
-            result = GenerationFailed(str(error))
+            touched = self.engine.step()
+        except Exception:
+            log.exception("a step of the model failed")
+            touched = list(self.engine.scheduler.running)
+            for generation in touched:  # it is unknown whose fault it was
+                self.engine.cancel(generation)
+                generation.fail(GenerationFailed("the model failed"))
+        now, stats = time.monotonic(), self.engine.stats
+        self._rates.append((now, stats.prompt_tokens + stats.generated_tokens))
+        while now - self._rates[0][0] > RATE_WINDOW_SEC:
+            self._rates.popleft()
+        for job, results in self._news(touched):
+            job.deliver(results)
+
+    def _news(self, touched: Sequence[Generation]) -> list[tuple[Job, list[tuple[int, Step]] | Exception]]:
+        """What each job is told; what has ended is forgotten first, so that whoever reads it finds the place free."""
+        found: list[tuple[Job, list[tuple[int, Step]] | Exception]] = []
+        steps: dict[int, tuple[Job, list[tuple[int, Step]]]] = {}
         with self._changed:
-            self._stepping = None
-            if not generation.finished:
-                self._active.append((job, index))
-        if result is not None:  # only now, so that whoever reads the last step finds the place free
-            job.deliver(result)
+            for generation in touched:
+                job, index = self._jobs.get(generation, (None, 0))
+                if job is None:
+                    continue
+                if generation.finished:
+                    del self._jobs[generation]
+                while generation.news:
+                    news = generation.news.popleft()
+                    if isinstance(news, Exception):
+                        found.append((job, GenerationFailed(str(news))))
+                    else:
+                        steps.setdefault(id(job), (job, []))[1].append((index, news))
+            self._changed.notify_all()
+        return [*steps.values(), *found]

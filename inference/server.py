@@ -1,5 +1,6 @@
 """The OpenAI-compatible HTTP application."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,23 +9,25 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import JSONResponse
+from starlette.responses import FileResponse, JSONResponse
 from starlette.responses import Response as HttpResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from conf.errors import ConfigError
-from conf.schema import ServeConfig
+from conf.schema import EngineConfig, ServeConfig
 from inference.api import Api
 from inference.api_errors import install_handlers
 from inference.chat import ChatTemplate
 from inference.engine import Engine
 from inference.guard import Guard
 from inference.metrics import Metrics
-from inference.protocol import ChatRequest, CompletionRequest, ModelCard
+from inference.protocol import ChatRequest, CompletionRequest, EmbeddingsRequest, ModelCard
 from inference.runner import Runner
 
 TOKEN_VARIABLE = "SUNDOG_API_TOKEN"
-AT_LEAST = {"max_concurrent": 1, "max_queue": 0, "max_body_bytes": 1, "max_tokens": 1}
+AT_LEAST = {"max_concurrent": 1, "max_queue": 0, "max_queue_tokens": 1, "max_body_bytes": 1, "max_tokens": 1}
+PAGE_POLICY = "default-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+PAGE = Path(__file__).with_name("page.html")
 
 
 def build_app(model: str, settings: dict[str, Any]) -> FastAPI:
@@ -43,14 +46,16 @@ def build_app(model: str, settings: dict[str, Any]) -> FastAPI:
         DataError: the folder cannot be read.
     """
     config = read_settings(model, settings)
-    engine = Engine(model)
-    runner = Runner(engine, config.max_concurrent, config.max_queue)
+    engine = Engine(model, config.engine, config.max_concurrent)
+    runner = Runner(engine, config.max_queue, config.max_queue_tokens)
     metrics = Metrics(runner)
     api = Api(runner, ChatTemplate(model), metrics, config)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        api.draining = True
+        await asyncio.to_thread(runner.wait_idle, config.drain_sec)
         runner.close()
 
     app = FastAPI(title="Sundog", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
@@ -69,7 +74,7 @@ def read_settings(model: str, settings: dict[str, Any]) -> ServeConfig:
         known = ", ".join(ServeConfig.__dataclass_fields__)
         raise ConfigError(f"serve.{unknown[0]}", settings[unknown[0]], f"the settings are {known}", "remove it")
     values: dict[str, Any] = {"model_name": Path(model).resolve().name, **settings}
-    config = ServeConfig(**values)
+    config = ServeConfig(**{**values, "engine": _engine_settings(values.get("engine", {}))})
     for name, least in AT_LEAST.items():
         value = getattr(config, name)
         if not isinstance(value, int) or value < least:
@@ -77,11 +82,28 @@ def read_settings(model: str, settings: dict[str, Any]) -> ServeConfig:
     return config
 
 
+def _engine_settings(values: dict[str, Any]) -> EngineConfig:
+    unknown = [key for key in values if key not in EngineConfig.__dataclass_fields__]
+    if unknown:
+        known = ", ".join(EngineConfig.__dataclass_fields__)
+        raise ConfigError(f"serve.engine.{unknown[0]}", values[unknown[0]], f"the settings are {known}", "remove it")
+    return EngineConfig(**values)
+
+
 def _add_routes(app: FastAPI, api: Api, card: ModelCard) -> None:
     @app.get("/health")
     async def health() -> JSONResponse:
         healthy = api.runner.healthy
         return JSONResponse({"status": "ok" if healthy else "stopped"}, 200 if healthy else 503)
+
+    @app.get("/ready")
+    async def ready() -> JSONResponse:
+        accepts = api.runner.healthy and not api.draining
+        return JSONResponse({"status": "ready" if accepts else "draining"}, 200 if accepts else 503)
+
+    @app.get("/")
+    async def page() -> HttpResponse:
+        return FileResponse(PAGE, media_type="text/html", headers={"Content-Security-Policy": PAGE_POLICY})
 
     @app.get("/metrics")
     async def metrics() -> HttpResponse:
@@ -103,6 +125,10 @@ def _add_routes(app: FastAPI, api: Api, card: ModelCard) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request, body: ChatRequest) -> HttpResponse:
         return await api.chat_completions(request, body)
+
+    @app.post("/v1/embeddings")
+    async def embeddings(request: Request, body: EmbeddingsRequest) -> HttpResponse:
+        return await api.embeddings(request, body)
 
 
 def _model_card(engine: Engine, config: ServeConfig) -> ModelCard:
@@ -131,4 +157,13 @@ class CountAnswers:
         await self.app(scope, receive, counting)
 
 
-ENDPOINTS = ("/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
+ENDPOINTS = (
+    "/",
+    "/health",
+    "/ready",
+    "/metrics",
+    "/v1/models",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/embeddings",
+)

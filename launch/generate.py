@@ -20,14 +20,14 @@ def main(name: str, arguments: list[str]) -> int:
 
     # Torch loads here, after every mistake that can be answered without it.
     from inference.generate import generate
-    from inference.sampler import SamplingParams
+    from inference.params import SamplingParams
 
     settings = config.generate
     params = SamplingParams(
         max_tokens=settings.max_tokens, temperature=settings.temperature, top_p=settings.top_p, seed=settings.seed
     )
     current = -1
-    for index, piece in generate(settings.model, prompts, params):
+    for index, piece in generate(settings.model, prompts, params, settings.engine):
         if index != current:
             print(("\n\n" if current >= 0 else "") + prompts[index], end="")
             current = index

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from data.tokenize import load_tokenizer, train_tokenizer
-from inference.engine import Engine, Generation, Step
-from inference.sampler import SamplingParams
+from inference.engine import Engine
+from inference.generation import Generation
+from inference.params import SamplingParams
 from models.decoder import Decoder, ModelSpec
 from models.hf import save_hf
 
@@ -34,22 +35,27 @@ def run(engine: Engine, prompt: list[int], **params: Any) -> tuple[list[int], st
     return [step.token for step in steps], "".join(step.text for step in steps), steps[-1].finish_reason
 
 
+def ids(engine: Engine, prompt: list[int], params: SamplingParams) -> list[int]:
+    """The tokens of a whole generation."""
+    return [step.token for step in engine.stream(prompt, params)]
+
+
 class Gate:
-    """Holds the model thread before each step, and records who stepped."""
+    """Holds the model thread before each step of the engine, and records which texts every step touched."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.turns: list[Generation] = []
+        self.turns: list[list[Generation]] = []
         self._entered, self._permits = threading.Semaphore(0), threading.Semaphore(0)
         self._open = False
-        inner = Generation.step
+        inner = Engine.step
 
-        def step(generation: Generation) -> Step | None:
-            self.turns.append(generation)
+        def step(engine: Engine) -> list[Generation]:
             self._entered.release()
             assert self._open or self._permits.acquire(timeout=60)
-            return inner(generation)
+            self.turns.append(inner(engine))
+            return self.turns[-1]
 
-        monkeypatch.setattr(Generation, "step", step)
+        monkeypatch.setattr(Engine, "step", step)
 
     def allow(self, steps: int) -> None:
         self._permits.release(steps)

@@ -9,10 +9,10 @@ from transformers import LlamaForCausalLM
 
 from conf.errors import DataError
 from data.tokenize import load_tokenizer
-from inference import engine as engine_module
 from inference.engine import Engine, PromptTooLong
 from inference.generate import generate
-from inference.sampler import SamplingParams
+from inference.params import SamplingParams
+from models.hf import load_hf
 from tests.unit.inference.builders import edit_json, run
 
 PROMPT = "the cat sat"
@@ -27,36 +27,6 @@ def test_greedy_tokens_equal_transformers(engine: Engine, model_folder: Path):
     tokens, text, reason = run(engine, prompt, max_tokens=60, ignore_eos=True)
     assert tokens == expected[0, len(prompt) :].tolist()
     assert (text, reason) == (engine.tokenizer.decode(tokens), "length")
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 7])
-def test_the_size_of_prefill_steps_changes_nothing(engine: Engine, chunk: int, monkeypatch: pytest.MonkeyPatch):
-    prompt = engine.encode(PROMPT * 3)
-    whole = run(engine, prompt, max_tokens=20)
-    monkeypatch.setattr(engine_module, "PREFILL_CHUNK", chunk)
-    generation = engine.start(prompt, SamplingParams(max_tokens=1))
-    steps = 0
-    while not generation.finished:
-        generation.step()
-        steps += 1
-    assert steps == -(-len(prompt) // chunk)
-    assert run(engine, prompt, max_tokens=20) == whole
-
-
-def test_interleaved_generations_equal_separate_ones(engine: Engine):
-    requests = [
-        (engine.encode(PROMPT), SamplingParams(max_tokens=30, temperature=0.0, ignore_eos=True)),
-        (engine.encode("a dog"), SamplingParams(max_tokens=20, temperature=1.0, seed=5, ignore_eos=True)),
-        (engine.encode("on the log" * 9), SamplingParams(max_tokens=25, seed=6, top_p=0.9, ignore_eos=True)),
-    ]
-    alone = [[step.token for step in engine.stream(*request)] for request in requests]
-    streams = [engine.stream(*request) for request in requests]
-    together: list[list[int]] = [[], [], []]
-    for _ in range(30):
-        for tokens, stream in zip(together, streams, strict=True):
-            if (step := next(stream, None)) is not None:
-                tokens.append(step.token)
-    assert together == alone
 
 
 def test_seeded_sampling_is_reproducible(engine: Engine):
@@ -99,13 +69,62 @@ def test_every_declared_end_of_sequence_ends_the_text(engine: Engine, model_fold
     assert text == engine.tokenizer.decode(tokens[:place])
 
 
-def test_closing_a_stream_frees_its_cache(engine: Engine):
-    generation = engine.start(engine.encode(PROMPT), SamplingParams(max_tokens=5))
-    generation.step()
-    assert generation._cache is not None
-    generation.close()
-    assert generation.finished
-    assert generation._cache is None
+def test_closing_a_stream_frees_its_pages(engine: Engine):
+    stream = engine.stream(engine.encode(PROMPT), SamplingParams(max_tokens=5))
+    next(stream)
+    assert engine.pool.used > 0
+    stream.close()
+    assert engine.pool.used == 0
+    assert not engine.busy
+
+
+def test_embeddings_are_the_mean_state_of_any_chunking(engine: Engine, model_folder: Path):
+    prompt = engine.encode(PROMPT * 5)
+    model = load_hf(model_folder)
+    expected = model.hidden(torch.tensor([prompt]), torch.arange(len(prompt))[None])[0].mean(0)
+    for rows in (7, 512):
+        engine.scheduler.step_tokens = rows
+        generation = engine.start(prompt, SamplingParams(), task="embed")
+        engine.submit(generation)
+        while engine.busy:
+            engine.step()
+        assert generation.embedding is not None
+        torch.testing.assert_close(generation.embedding, expected / expected.norm(), atol=1e-5, rtol=1e-4)
+
+
+def test_logprobs_of_prompt_and_output_are_the_model_s(engine: Engine, model_folder: Path):
+    prompt = engine.encode(PROMPT)
+    params = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True, logprobs=3, prompt_logprobs=True)
+    generation = engine.start(prompt, params)
+    engine.submit(generation)
+    while engine.busy:
+        engine.step()
+    steps = [step for step in generation.news if not isinstance(step, Exception)]
+    tokens = generation.tokens
+    logits = load_hf(model_folder)(torch.tensor([tokens]), torch.arange(len(tokens))[None])
+    assert isinstance(logits, torch.Tensor)
+    expected = logits[0].detach().log_softmax(-1)
+    found = [*generation.prompt_logprobs, *(step.logprob for step in steps)]
+    assert len(found) == len(tokens) - 1
+    for place, entry in enumerate(found):
+        assert entry is not None
+        assert entry.token == tokens[place + 1]
+        assert entry.value == pytest.approx(float(expected[place, entry.token]), abs=1e-4)
+        assert [token for token, _ in entry.top] == expected[place].topk(3).indices.tolist()
+
+
+def test_a_deadline_ends_a_text_with_what_is_there(engine: Engine):
+    generation = engine.start(engine.encode(PROMPT), SamplingParams(max_tokens=500, ignore_eos=True, deadline_sec=60))
+    engine.submit(generation)
+    for _ in range(4):
+        engine.step()
+    generation.deadline = 0.0
+    assert engine.step() == [generation]
+    last = generation.news[-1]
+    assert not isinstance(last, Exception)
+    assert (last.finish_reason, last.token) == ("deadline", -1)
+    assert not engine.busy
+    assert engine.pool.used == 0
 
 
 def test_prompts_begin_as_the_tokenizer_says(engine: Engine, model_folder: Path, tmp_path: Path):

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from conf.errors import ConfigError, DataError
-from inference.sampler import Sampler, SamplingParams, filtered
+from inference.params import SamplingParams
+from inference.sampler import Sampler, filtered
 
 LOGITS = torch.tensor([0.1, 2.0, -1.0, 1.5, 0.7, -3.0])
 
@@ -103,3 +104,46 @@ def test_values_out_of_range(params: dict[str, Any]):
     with pytest.raises(ConfigError) as error:
         SamplingParams(**params)
     assert error.value.field == next(iter(params))
+
+
+def test_min_p_keeps_what_is_probable_beside_the_most_probable():
+    # probabilities beside the largest: 0.15 1 0.05 0.61 0.27 0.007
+    for least, kept in ((1.0, [1]), (0.5, [1, 3]), (0.1, [1, 3, 4, 0]), (0.001, [1, 3, 4, 0, 2, 5])):
+        _, ids = filtered(LOGITS, SamplingParams(min_p=least))
+        assert ids is not None
+        assert ids.tolist() == kept
+
+
+def test_a_large_vocabulary_is_filtered_as_if_it_were_sorted():
+    logits = torch.randn(5000, generator=torch.Generator().manual_seed(0)) * 4
+    order = logits.softmax(0, dtype=torch.float64).sort(descending=True)
+    for params in (SamplingParams(top_p=0.5), SamplingParams(top_p=0.999999), SamplingParams(min_p=1e-3)):
+        probabilities, ids = filtered(logits, params)
+        assert ids is not None
+        before = order.values.cumsum(0) - order.values
+        kept = (
+            int((before < params.top_p).sum())
+            if params.top_p < 1
+            else int((order.values >= 1e-3 * order.values[0]).sum())
+        )
+        assert ids.tolist() == order.indices[:kept].tolist()
+        torch.testing.assert_close(probabilities, order.values[:kept])
+
+
+def test_bias_and_penalties_move_the_logits_as_defined():
+    params = SamplingParams(
+        temperature=0.0, logit_bias={2: 5.0}, presence_penalty=0.5, frequency_penalty=0.25, repetition_penalty=2.0
+    )
+    sampler = Sampler(params, prompt=[4, 5])
+    for token in (1, 1, 3):
+        sampler.count(token)
+    expected = [0.1, 2.0 / 2 - 0.5 - 2 * 0.25, -1.0 + 5.0, 1.5 / 2 - 0.5 - 0.25, 0.7 / 2, -3.0 * 2]
+    torch.testing.assert_close(sampler._adjusted(LOGITS), torch.tensor(expected))
+    assert sampler.choose(LOGITS, 0) == 2
+
+
+def test_forbidden_tokens_are_never_chosen():
+    allowed = torch.tensor([True, False, True, False, False, False])
+    for temperature in (0.0, 5.0):
+        sampler = Sampler(SamplingParams(temperature=temperature, seed=0))
+        assert {sampler.choose(LOGITS, index, allowed) for index in range(50)} <= {0, 2}

@@ -1,0 +1,195 @@
+"""One forward pass over the rows of a step: prompts' chunks, single tokens and drafts side by side, nothing padded.
+
+The rows of all texts are one matrix [rows, dim]; only attention looks at which text a row belongs to (prepacking,
+arXiv:2404.09529, without its mask). Weights that read the same input are one matrix. The rotation is one complex
+product: the rows of the query and key weights are reordered so that a pair's two features are neighbours, which leaves
+every score as it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inference.paged_attention import PagedCache, SpanAttention
+from inference.scheduler import Span
+from inference.weights import linear
+from models.decoder import Block, Decoder
+from models.mlp import SwiGLU
+from models.rope import inverse_frequencies
+from models.spec import ModelSpec
+
+
+@dataclass
+class Result:
+    """What a step computed: for each span its logits' rows (None: none wanted) and, for embeddings, hidden states."""
+
+    logits: list[Tensor | None]
+    hidden: list[Tensor | None]
+
+
+class ModelRunner:
+    """A decoder's weights in the form that serving reads them in. The decoder given is used up."""
+
+    def __init__(self, model: Decoder, form: str, pack: bool) -> None:
+        self.spec = spec = model.spec
+        self.dtype = torch.bfloat16 if form == "bf16" else torch.float32
+        self._embedding = model.embed.weight.detach().to(self.dtype)
+        self._layers = []
+        for index in range(spec.layers):
+            block = model.layers[index]
+            assert isinstance(block, Block)
+            self._layers.append(_Layer(block, spec, self.dtype, form, pack))
+            model.layers[index] = torch.nn.Identity()  # its memory is free before the next one is made
+        self._norm = _Norm(model.norm, self.dtype)
+        self._head = linear(model.head.weight.detach().to(self.dtype), None, form, pack)
+        self._frequencies = inverse_frequencies(spec.head_dim, spec.rope)
+
+    @torch.inference_mode()
+    def run(self, spans: Sequence[Span], cache: PagedCache) -> Result:
+        """Compute the spans' tokens, whose pages are there, and write their keys and values."""
+        tokens, positions, slots = [], [], []
+        for span in spans:
+            count = len(span.tokens)
+            tokens += span.tokens
+            positions += depths(span)
+            slots += span.generation.slots(span.start, count, cache.page_tokens)
+        slots_T = torch.tensor(slots)
+        angles = torch.tensor(positions, dtype=torch.float32)[:, None] * self._frequencies
+        turn_T1D = torch.polar(torch.ones_like(angles), angles)[:, None]
+        attentions = [SpanAttention(cache, span, self.dtype) for span in spans]
+        sizes = [len(span.tokens) for span in spans]
+        x_TE = F.embedding(torch.tensor(tokens), self._embedding)
+        for index, layer in enumerate(self._layers):
+            x_TE = layer(index, x_TE, turn_T1D, slots_T, attentions, sizes, cache)
+        return self._results(spans, sizes, x_TE)
+
+    def _results(self, spans: Sequence[Span], sizes: list[int], x_TE: Tensor) -> Result:
+        logits: list[Tensor | None] = [None] * len(spans)
+        hidden: list[Tensor | None] = [None] * len(spans)
+        wanted: list[tuple[int, int]] = []  # (span, rows)
+        kept = []
+        for index, (span, rows_SE) in enumerate(zip(spans, x_TE.split(sizes), strict=True)):
+            if span.generation.task == "embed":
+                hidden[index] = self._norm(rows_SE)
+                continue
+            whole = span.parents is not None or span.generation.params.prompt_logprobs
+            rows = len(span.tokens) if whole else int(span.last)
+            if rows:
+                wanted.append((index, rows))
+                kept.append(rows_SE[-rows:])
+        if kept:
+            logits_RV = self._head(self._norm(torch.cat(kept))).float()
+            parts = logits_RV.split([rows for _, rows in wanted])
+            for (index, _), part in zip(wanted, parts, strict=True):
+                logits[index] = part
+        return Result(logits, hidden)
+
+
+class _Norm:
+    """RMSNorm (arXiv:1910.07467) in fp32."""
+
+    def __init__(self, norm: torch.nn.RMSNorm, dtype: torch.dtype) -> None:
+        assert norm.weight is not None
+        self._weight, self._eps = norm.weight.detach().to(dtype), norm.eps or 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(self._eps))
+        return (wide * scale).to(x.dtype) * self._weight
+
+
+class _Layer:
+    """One block: attention and feed-forward, each behind a norm and inside a residual connection."""
+
+    def __init__(self, block: Block, spec: ModelSpec, dtype: torch.dtype, form: str, pack: bool) -> None:
+        attention = block.attention
+        self._heads, self._kv_heads, self._width = spec.heads, spec.kv_heads, spec.head_dim
+        self._group = spec.heads // spec.kv_heads
+        pairs = torch.arange(spec.head_dim).view(2, -1).T.flatten()  # feature i next to feature i + D / 2
+
+        def paired(weight: Tensor) -> Tensor:
+            return weight.unflatten(0, (-1, spec.head_dim))[:, pairs].flatten(0, 1)
+
+        def joined(parts: Sequence[Tensor]) -> Tensor:
+            return torch.cat([paired(parts[0]), paired(parts[1]), parts[2]]).detach().to(dtype)
+
+        projections = (attention.q, attention.k, attention.v)
+        biases = [p.bias for p in projections if p.bias is not None]
+        weight = joined([p.weight for p in projections])
+        self._qkv = linear(weight, joined(biases) if biases else None, form, pack)
+        self._out = _module(attention.out, dtype, form, pack)
+        self._attention_norm, self._mlp_norm = (_Norm(n, dtype) for n in (block.attention_norm, block.mlp_norm))
+        norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
+        self._head_norms = None if norms[0] is None else tuple(_paired_norm(n, pairs, dtype) for n in norms if n)
+        self._gate_up = None
+        if type(block.mlp) is SwiGLU:
+            both = torch.cat((block.mlp.gate.weight, block.mlp.up.weight)).detach().to(dtype)
+            self._gate_up = linear(both, None, form, pack)
+            self._down = _module(block.mlp.down, dtype, form, pack)
+        else:  # another feed-forward keeps its own form
+            self._mlp = block.mlp.to(dtype)
+
+    def __call__(
+        self,
+        index: int,
+        x_TE: Tensor,
+        turn_T1D: Tensor,
+        slots_T: Tensor,
+        attentions: Sequence[SpanAttention],
+        sizes: list[int],
+        cache: PagedCache,
+    ) -> Tensor:
+        """[rows, dim] to the same shape; keys and values go to the cache."""
+        heads, kv_heads = self._heads, self._kv_heads
+        qkv_THD = self._qkv(self._attention_norm(x_TE)).view(x_TE.shape[0], -1, self._width)
+        q_THD, k_TKD, v_TKD = qkv_THD.split((heads, kv_heads, kv_heads), 1)
+        if self._head_norms is not None:
+            q_THD.copy_(self._head_norms[0](q_THD))
+            k_TKD.copy_(self._head_norms[1](k_TKD))
+        _rotate(qkv_THD[:, : heads + kv_heads], turn_T1D)
+        cache.write(index, slots_T, qkv_THD[:, heads:])
+        q_TKGD = q_THD.unflatten(1, (kv_heads, self._group))
+        if len(sizes) == 1:
+            mixed_TE = attentions[0](index, q_TKGD, k_TKD, v_TKD)
+        else:
+            parts = zip(attentions, q_TKGD.split(sizes), k_TKD.split(sizes), v_TKD.split(sizes), strict=True)
+            mixed_TE = torch.cat([attend(index, q, k, v) for attend, q, k, v in parts])
+        x_TE = x_TE + self._out(mixed_TE)
+        normed_TE = self._mlp_norm(x_TE)
+        if self._gate_up is None:
+            return x_TE + self._mlp(normed_TE[None])[0]
+        gate_TF, up_TF = self._gate_up(normed_TE).chunk(2, 1)
+        return x_TE + self._down(F.silu(gate_TF).mul_(up_TF))
+
+
+def _module(layer: torch.nn.Linear, dtype: torch.dtype, form: str, pack: bool):
+    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+    return linear(layer.weight.detach().to(dtype), bias, form, pack)
+
+
+def _paired_norm(norm: torch.nn.RMSNorm, pairs: Tensor, dtype: torch.dtype) -> _Norm:
+    found = _Norm(norm, dtype)
+    found._weight = found._weight[pairs]
+    return found
+
+
+def _rotate(x_THD: Tensor, turn_T1D: Tensor) -> None:
+    """Turn neighbouring pairs of features in place (RoFormer, arXiv:2104.09864, section 3.4.2)."""
+    if x_THD.dtype == torch.float32:
+        torch.view_as_complex(x_THD.unflatten(2, (-1, 2))).mul_(turn_T1D)
+    else:
+        turned = torch.view_as_complex(x_THD.float().unflatten(2, (-1, 2))) * turn_T1D
+        x_THD.copy_(torch.view_as_real(turned).flatten(2))
+
+
+def depths(span: Span) -> list[int]:
+    """Positions of a span's tokens."""
+    if span.parents is None:
+        return list(range(span.start, span.start + len(span.tokens)))
+    found = [span.start]
+    for parent in span.parents[1:]:
+        found.append(found[parent] + 1)
+    return found

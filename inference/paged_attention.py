@@ -1,0 +1,116 @@
+"""Attention of the rows of one step over a paged cache, each text over its own tokens.
+
+A text's earlier tokens lie in runs of adjacent pages that are read in place; every run is attended to by itself and the
+results are merged by their log-sum-exp (FlashAttention-2, arXiv:2307.08691, section 3.1), so that neither copies nor
+masks over the past are made. Only the rows of the step need a mask among themselves: causal, or a draft's ancestors.
+Grouped queries (arXiv:2305.13245) that read the same keys are rows of one product.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from inference.generation import MAX_RUNS, Generation
+from inference.scheduler import Span
+from models.spec import ModelSpec
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+Views = Sequence[tuple[Tensor, Tensor]]  # by layer: keys and values [kv_heads, tokens, D]
+
+
+class PagedCache:
+    """Keys (already rotated) and values of all layers, [layers, 2 kv_heads, slots, D]; memory comes with use."""
+
+    def __init__(self, spec: ModelSpec, slots: int, page_tokens: int, dtype: torch.dtype) -> None:
+        self.kv_heads, self.page_tokens = spec.kv_heads, page_tokens
+        self.store = torch.empty(spec.layers, 2 * spec.kv_heads, slots, spec.head_dim, dtype=dtype)
+        self._layers = self.store.unbind(0)
+
+    @property
+    def token_bytes(self) -> int:
+        """Of one token in all layers."""
+        return self.store[:, :, 0].numel() * self.store.element_size()
+
+    def write(self, layer: int, slots_T: Tensor, kv_TKD: Tensor) -> None:
+        """Put keys and values, [rows, 2 kv_heads, D], where they belong."""
+        self._layers[layer].index_copy_(1, slots_T, kv_TKD.transpose(0, 1))
+
+    def move(self, source_T: Tensor, target_T: Tensor) -> None:
+        """Copy tokens to other slots, in all layers."""
+        self.store.index_copy_(2, target_T, self.store.index_select(2, source_T))
+
+    def read(self, generation: Generation, length: int) -> list[Views]:
+        """The first ``length`` tokens of a text: a few runs in place, or a copy where there are too many."""
+        spans = generation.spans(length, self.page_tokens)
+        if len(spans) > MAX_RUNS:
+            slots = torch.cat([torch.arange(start, end) for start, end in spans])
+            return [_Gathered(self._layers, slots, self.kv_heads)]
+        runs = []
+        for start, end in spans:
+            view = self.store[:, :, start:end]
+            keys, values = view[:, : self.kv_heads].unbind(0), view[:, self.kv_heads :].unbind(0)
+            runs.append(list(zip(keys, values, strict=True)))
+        return runs
+
+
+class _Gathered(Sequence):
+    """Scattered tokens, copied together one layer at a time."""
+
+    def __init__(self, layers: Sequence[Tensor], slots: Tensor, kv_heads: int) -> None:
+        self._layers, self._slots, self._kv_heads = layers, slots, kv_heads
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __getitem__(self, layer):
+        both = self._layers[layer].index_select(1, self._slots)
+        return both[: self._kv_heads], both[self._kv_heads :]
+
+
+class SpanAttention:
+    """The attention of one span in every layer; what does not depend on the layer is prepared once."""
+
+    def __init__(self, cache: PagedCache, span: Span, dtype: torch.dtype) -> None:
+        self._rows = len(span.tokens)
+        self._mask: Tensor | None = None
+        if self._rows == 1:  # its own token has been written and is read with the others
+            self._past = cache.read(span.generation, span.start + 1)
+            return
+        self._past = cache.read(span.generation, span.start)
+        if span.parents is not None:
+            self._mask = torch.zeros(self._rows, self._rows, dtype=dtype)
+            self._mask.masked_fill_(~ancestors(span.parents), -torch.inf)
+
+    def __call__(self, layer: int, q_SKGD: Tensor, k_SKD: Tensor, v_SKD: Tensor) -> Tensor:
+        """Queries [rows, kv_heads, group, D] over the past and the step's own keys and values; [rows, heads * D]."""
+        rows, kv_heads, group, width = q_SKGD.shape
+        q_KGSD = q_SKGD.permute(1, 2, 0, 3)
+        q_KND = q_KGSD.reshape(1, kv_heads, group * rows, width)
+        parts = []
+        for run in self._past:
+            keys, values = run[layer]
+            out, lse = _flash(q_KND, keys[None], values[None], 0.0, False)
+            parts.append((out.view(kv_heads, group, rows, width), lse.view(kv_heads, group, rows, 1)))
+        if rows > 1:
+            shape = (kv_heads, group, rows, width)
+            keys, values = (x.transpose(0, 1)[:, None].expand(shape) for x in (k_SKD, v_SKD))
+            out, lse = _flash(q_KGSD, keys, values, 0.0, self._mask is None, attn_mask=self._mask)
+            parts.append((out, lse[..., None]))
+        out_KGSD = parts[0][0] if len(parts) == 1 else _merged(parts)
+        return out_KGSD.permute(2, 0, 1, 3).reshape(rows, -1)
+
+
+def ancestors(parents: Sequence[int]) -> Tensor:
+    """Which tokens of a draft each one sees: itself and what is above it, bool [tokens, tokens]."""
+    seen = torch.eye(len(parents), dtype=torch.bool)
+    for token, parent in enumerate(parents):
+        if parent >= 0:
+            seen[token] |= seen[parent]
+    return seen
+
+
+def _merged(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    weights = torch.stack([lse for _, lse in parts]).softmax(0)
+    outs = torch.stack([out for out, _ in parts])
+    return (outs * weights).sum(0).to(outs.dtype)

@@ -1,0 +1,157 @@
+"""Who runs in the next step: continuous batching by a budget of rows (Orca, OSDI 2022; chunked prefill as in
+Sarathi-Serve, arXiv:2403.02310).
+
+A step holds the next token of every running text and then chunks of prompts, up to the budget. Prompts have a smaller
+budget while texts are being generated, since a step takes as long as it has rows. When pages run out, the text that
+came last gives its pages back and is computed again later; nothing else fails.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from inference.generation import Generation
+from inference.pages import PagePool, chained
+
+
+@dataclass
+class Span:
+    """One text's part of a step: ``tokens`` at positions from ``start`` on.
+
+    With ``parents`` the tokens are a draft tree behind the text's last token: the parent of token ``i`` is
+    token ``parents[i]``, and its position is one more than its parent's; token 0 is the text's own.
+    """
+
+    generation: Generation
+    start: int
+    tokens: list[int]
+    parents: list[int] | None = None
+
+    @property
+    def last(self) -> bool:
+        """Whether the text is computed to its end with this span."""
+        return self.parents is not None or self.start + len(self.tokens) == len(self.generation.tokens)
+
+
+@dataclass
+class Scheduler:
+    """Decides, and keeps the books of pages and queues."""
+
+    pool: PagePool
+    max_running: int
+    step_tokens: int  # rows of a step without generating texts
+    mixed_tokens: int  # rows of prompts in a step with generating texts
+    draft: Callable[[Generation, int], tuple[list[int], list[int]]] | None = None
+    waiting: deque[Generation] = field(default_factory=deque)
+    running: list[Generation] = field(default_factory=list)  # in order of arrival
+    preemptions: int = 0
+    prefix_hits: int = 0  # tokens
+
+    def add(self, generation: Generation) -> None:
+        """Queue a text."""
+        self.waiting.append(generation)
+
+    def drop(self, generation: Generation) -> None:
+        """Forget a text, finished or not, and free its pages; harmless when it is not here."""
+        generation.finished = True
+        if generation in self.running:
+            self.running.remove(generation)
+        elif generation in self.waiting:
+            self.waiting.remove(generation)
+        self.pool.release(generation.drop_pages())
+
+    def expired(self) -> list[Generation]:
+        """Texts beyond their deadline."""
+        now = time.monotonic()
+        return [g for g in (*self.running, *self.waiting) if g.deadline is not None and now > g.deadline]
+
+    def plan(self) -> list[Span]:
+        """The spans of the next step, pages included; empty when there is nothing to do."""
+        spans: list[Span] = []
+        for generation in [g for g in self.running if not g.prefilling]:
+            if (span := self._decode(generation, spans)) is not None:
+                spans.append(span)
+        rows = sum(len(span.tokens) for span in spans)
+        budget = min(self.mixed_tokens, self.step_tokens - rows) if spans else self.step_tokens
+        for generation in [g for g in self.running if g.prefilling]:
+            budget -= self._prefill(generation, budget, spans)
+        while self.waiting and budget > 0 and len(self.running) < self.max_running and self._admit():
+            budget -= self._prefill(self.running[-1], budget, spans)
+        return spans
+
+    def commit(self, generation: Generation, computed: int) -> None:
+        """The cache now holds ``computed`` tokens of the text: remember the pages that became full."""
+        generation.computed = computed
+        if not (self.pool.remember and generation.shares_prefix):
+            return
+        size, keys = self.pool.page_tokens, generation.keys
+        for index in range(len(keys), computed // size):
+            before = keys[-1] if keys else generation.salt
+            keys.append(chained(before, generation.tokens[index * size : (index + 1) * size]))
+            self.pool.keep(generation.pages[index], keys[-1])
+
+    def _decode(self, generation: Generation, spans: list[Span]) -> Span | None:
+        tokens, parents = [generation.tokens[-1]], None
+        if self.draft is not None and generation.matcher is None:
+            room = generation.limit - generation.completion_tokens - 1
+            drafted, above = self.draft(generation, room) if room > 0 else ([], [])
+            if drafted:
+                tokens, parents = tokens + drafted, [-1, *above]
+        if not self._make_room(generation, generation.computed + len(tokens), spans):
+            return None
+        return Span(generation, generation.computed, tokens, parents)
+
+    def _prefill(self, generation: Generation, budget: int, spans: list[Span]) -> int:
+        """Add a chunk of at most ``budget`` tokens; returns its size."""
+        start, count = generation.computed, min(budget, generation.pending)
+        if count <= 0 or not self._make_room(generation, start + count, spans):
+            return 0
+        spans.append(Span(generation, start, generation.tokens[start : start + count]))
+        return count
+
+    def _admit(self) -> bool:
+        """Move the first waiting text to the running ones, with the remembered beginning of its tokens."""
+        generation = self.waiting[0]
+        if generation.leader is not None and not generation.leader.finished and generation.leader.prefilling:
+            return False
+        size = self.pool.page_tokens
+        shared: list[int] = []
+        if generation.shares_prefix:
+            shared = self.pool.match(generation.tokens[:-1], generation.salt)  # one token at least is to be computed
+        needed = -(-(len(generation.tokens) + 1) // size) - len(shared)
+        for page in shared:
+            self.pool.share(page)
+        if needed > self.pool.available and self.running:
+            self.pool.release(shared)
+            return False
+        self.waiting.popleft()
+        for page in shared:
+            generation.add_page(page)
+        generation.computed = generation.cached_tokens = len(shared) * size
+        self.prefix_hits += generation.cached_tokens
+        self.running.append(generation)
+        return True
+
+    def _make_room(self, generation: Generation, length: int, spans: list[Span]) -> bool:
+        """Give the text pages for ``length`` tokens, at the cost of later texts that are not in this step."""
+        if generation not in self.running:  # was preempted for one before it
+            return False
+        while len(generation.pages) * self.pool.page_tokens < length:
+            page = self.pool.take(generation.pages[-1] if generation.pages else None)
+            if page is not None:
+                generation.add_page(page)
+                continue
+            planned = [span.generation for span in spans]
+            victim = next(g for g in reversed(self.running) if g is generation or g not in planned)
+            self._preempt(victim)
+            if victim is generation:
+                return False
+        return True
+
+    def _preempt(self, generation: Generation) -> None:
+        self.running.remove(generation)
+        self.pool.release(generation.drop_pages())
+        self.waiting.appendleft(generation)
+        generation.preemptions += 1
+        self.preemptions += 1

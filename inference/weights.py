@@ -1,0 +1,108 @@
+"""Linear layers for a CPU that runs a few rows at a time, where reading the weights is what costs.
+
+``fp32`` and ``bf16`` keep the model's arithmetic. One row is a matrix-vector product on the plain weight. From two to
+``PACKED_ROWS`` rows oneDNN's own layout saves re-arranging the weight at every call, which makes the second and third
+row almost free; it is a second copy of the weights. More rows go to the plain weight again, where both are equal.
+
+``int8`` and ``int4`` store weights only (one scale a row; or a scale and a zero for every ``GROUP`` weights) and
+multiply with bf16 inputs while they read the weight; many rows at once are better off with the weight restored.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from conf.errors import ConfigError
+
+PACKED_ROWS = 48
+QUANTISED_ROWS = 12  # above it, restoring the weight is cheaper than the row-by-row kernels
+GROUP = 64
+
+
+class PlainLinear:
+    """``x W^T + b`` with the weight in one layout, or two."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, pack: bool) -> None:
+        self.weight, self.bias = weight_OI, bias_O
+        self._packed = _pack(weight_OI, bias_O) if pack else None
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        """[rows, in] to [rows, out]."""
+        if self._packed is not None and 1 < x_TI.shape[0] <= PACKED_ROWS:
+            return _packed_linear(x_TI, self._packed, self.bias)
+        return F.linear(x_TI, self.weight, self.bias)
+
+
+class Int8Linear:
+    """Weights as 8-bit integers with one scale an output."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        scale_O = weight_OI.abs().amax(1).clamp_min(1e-12) / 127
+        self._weight = (weight_OI / scale_O[:, None]).round().to(torch.int8)
+        self._scale, self._bias = scale_O.bfloat16(), bias_O
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        """[rows, in] to [rows, out]."""
+        if x_TI.shape[0] > QUANTISED_ROWS:
+            return F.linear(x_TI, self._weight.to(x_TI.dtype) * self._scale.to(x_TI.dtype)[:, None], self._bias)
+        out = torch.ops.aten._weight_int8pack_mm(x_TI.bfloat16(), self._weight, self._scale).to(x_TI.dtype)
+        return out if self._bias is None else out + self._bias
+
+
+class Int4Linear:
+    """Weights as 4-bit integers with a scale and a zero for every ``GROUP`` inputs of an output."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        outputs, inputs = weight_OI.shape
+        if inputs % GROUP:
+            raise ConfigError("dtype", "int4", f"layer widths must be multiples of {GROUP}", "use int8")
+        groups = weight_OI.reshape(outputs, -1, GROUP)
+        low, high = groups.amin(2), groups.amax(2)
+        scale = ((high - low) / 15).clamp_min(1e-8).bfloat16()
+        zero = (low + 8 * scale.float()).bfloat16()  # the value that the kernel gives to the integer 8
+        codes = (groups - zero.float()[..., None]) / scale.float()[..., None] + 8
+        codes = codes.round().clamp(0, 15).to(torch.int32).reshape(outputs, inputs)
+        self._scales_zeros = torch.stack((scale, zero), 2).transpose(0, 1).contiguous()  # [groups, out, 2]
+        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+        self._codes, self._bias = codes.to(torch.uint8), bias_O
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        """[rows, in] to [rows, out]."""
+        if x_TI.shape[0] > QUANTISED_ROWS:
+            return F.linear(x_TI, self._restored(x_TI.dtype), self._bias)
+        out = torch.ops.aten._weight_int4pack_mm_for_cpu(x_TI.bfloat16(), self._packed, GROUP, self._scales_zeros)
+        return out.to(x_TI.dtype) if self._bias is None else out.to(x_TI.dtype) + self._bias
+
+    def _restored(self, dtype: torch.dtype) -> Tensor:
+        scale, zero = (part.T[..., None].to(dtype) for part in self._scales_zeros.unbind(2))
+        outputs, inputs = self._codes.shape
+        groups = self._codes.view(outputs, -1, GROUP).to(dtype)
+        return ((groups - 8) * scale + zero).view(outputs, inputs)
+
+
+Linear = PlainLinear | Int8Linear | Int4Linear
+
+
+def linear(weight_OI: Tensor, bias_O: Tensor | None, form: str, pack: bool) -> Linear:
+    """A layer in one of ``conf.schema.FORMS``."""
+    if form == "int8":
+        return Int8Linear(weight_OI, bias_O)
+    if form == "int4":
+        return Int4Linear(weight_OI, bias_O)
+    return PlainLinear(weight_OI, bias_O, pack and weight_OI.dtype == torch.float32)
+
+
+def _pack(weight_OI: Tensor, bias_O: Tensor | None) -> Tensor | None:
+    """The weight in oneDNN's layout; None where this build of torch cannot, or does it wrongly."""
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI, 8)
+        probe = torch.linspace(-1.0, 1.0, 2 * weight_OI.shape[1]).view(2, -1)
+        expected = F.linear(probe, weight_OI, bias_O)
+        error = (_packed_linear(probe, packed, bias_O) - expected).abs().max()
+        return packed if error <= 1e-4 * expected.abs().max() + 1e-6 else None
+    except (AttributeError, RuntimeError):  # private operators: another build may lack them
+        return None
+
+
+def _packed_linear(x_TI: Tensor, packed: Tensor, bias_O: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x_TI, packed, bias_O, "none", [], "")

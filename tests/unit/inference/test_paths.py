@@ -1,0 +1,136 @@
+"""Every way of computing a text gives the same tokens: one row of ``PATHS`` is one way."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.schema import EngineConfig
+from inference.engine import Engine
+from inference.params import SamplingParams
+from tests.unit.inference.builders import ids
+
+Requests = list[tuple[list[int], SamplingParams]]
+TINY = EngineConfig(page_tokens=4, prefix_cache=False, pack=False)
+
+
+def requests(engine: Engine) -> Requests:
+    """Prompts of very different lengths, greedy and sampled in several ways; two share their beginning."""
+    texts = [
+        "the cat sat",
+        "a dog",
+        "on the log" * 9,
+        "the cat sat on the mat. " * 4,
+        "the cat sat on the mat. " * 3 + "a",
+    ]
+    ways: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 1.0, "top_p": 0.9},
+        {"temperature": 0.8, "top_k": 20, "min_p": 0.01},
+        {"temperature": 0.0, "repetition_penalty": 1.3, "frequency_penalty": 0.2, "presence_penalty": 0.1},
+        {"temperature": 1.2, "logit_bias": {5: 3.0}},
+    ]
+    return [
+        (engine.encode(text), SamplingParams(max_tokens=24 + 3 * index, seed=index, ignore_eos=True, **way))
+        for index, (text, way) in enumerate(zip(texts, ways, strict=True))
+    ]
+
+
+def together(engine: Engine, work: Requests) -> list[list[int]]:
+    """All at once; afterwards no page is in use."""
+    generations = [engine.start(*request) for request in work]
+    for generation in generations:
+        engine.submit(generation)
+    while engine.busy:
+        engine.step()
+    assert engine.pool.used == 0
+    return [generation.tokens[generation.prompt_tokens :] for generation in generations]
+
+
+def preempted(engine: Engine, work: Requests) -> list[list[int]]:
+    """In a cache that holds the longest of them and little more."""
+    found = together(engine, work)
+    assert engine.stats.preemptions > 0
+    return found
+
+
+def warm(engine: Engine, work: Requests) -> list[list[int]]:
+    """For the second time, from remembered pages."""
+    first = together(engine, work)
+    before = engine.stats.prefix_hit_tokens
+    assert together(engine, work) == first
+    assert engine.stats.prefix_hit_tokens - before >= sum((len(prompt) - 1) // 4 * 4 for prompt, _ in work)
+    return first
+
+
+def staggered(engine: Engine, work: Requests) -> list[list[int]]:
+    """Each joins while the ones before it are in the middle; one of them is cancelled and comes again."""
+    generations = [engine.start(*request) for request in work]
+    cancelled = engine.start(*work[0])
+    engine.submit(cancelled)
+    for generation in generations:
+        for _ in range(3):
+            engine.step()
+        engine.submit(generation)
+    engine.cancel(cancelled)
+    while engine.busy:
+        engine.step()
+    assert engine.pool.used == 0
+    return [generation.tokens[generation.prompt_tokens :] for generation in generations]
+
+
+Path_ = tuple[EngineConfig, Callable[[Engine, Requests], list[list[int]]]]
+PATHS: dict[str, Path_] = {
+    "batched": (TINY, together),
+    "packed weights": (replace(TINY, pack=True), together),
+    "chunks of 7": (replace(TINY, step_tokens=7, mixed_tokens=3), together),
+    "rows one by one": (replace(TINY, step_tokens=1), together),
+    "preempted": (replace(TINY, kv_tokens=152), preempted),
+    "prefix cache": (replace(TINY, prefix_cache=True), warm),
+    "prefix cache and preemption": (replace(TINY, prefix_cache=True, kv_tokens=152), preempted),
+    "staggered": (replace(TINY, step_tokens=16), staggered),
+    "scattered pages": (replace(TINY, page_tokens=1, kv_tokens=400), together),
+}
+
+
+@pytest.fixture(scope="module")
+def alone(model_folder: Path) -> tuple[Requests, list[list[int]]]:
+    engine = Engine(model_folder, TINY)
+    work = requests(engine)
+    return work, [ids(engine, prompt, params) for prompt, params in work]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_all_paths_give_the_same_tokens(path: str, model_folder: Path, alone: tuple[Requests, Sequence[list[int]]]):
+    settings, way = PATHS[path]
+    work, expected = alone
+    assert way(Engine(model_folder, settings), work) == expected
+
+
+def test_texts_of_one_prompt_compute_it_once(engine: Engine, model_folder: Path):
+    prompt = engine.encode("the cat sat on the mat. " * 8)
+    params = SamplingParams(max_tokens=10, seed=3, ignore_eos=True)
+    own = Engine(model_folder, EngineConfig(page_tokens=4))
+    generations = own.start_many(prompt, params, 4)
+    for generation in generations:
+        own.submit(generation)
+    while own.busy:
+        own.step()
+    assert own.stats.prompt_tokens < len(prompt) + 4 * 4
+    found = [generation.tokens[len(prompt) :] for generation in generations]
+    assert found == [ids(engine, prompt, replace(params, seed=seed)) for seed in (3, 4, 5, 6)]
+
+
+def test_texts_of_other_tenants_share_nothing(model_folder: Path):
+    engine = Engine(model_folder, EngineConfig(page_tokens=4))
+    prompt = engine.encode("the cat sat on the mat. " * 4)
+    hits = []
+    for salt in (b"one", b"one", b"two", b""):
+        before = engine.stats.prefix_hit_tokens
+        engine.submit(engine.start(prompt, SamplingParams(max_tokens=2), salt))
+        while engine.busy:
+            engine.step()
+        hits.append(engine.stats.prefix_hit_tokens - before)
+    assert hits == [0, (len(prompt) - 1) // 4 * 4, 0, 0]
