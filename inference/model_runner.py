@@ -13,11 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from conf.errors import ConfigError
 from inference.paged_attention import PagedCache, SpanAttention
 from inference.scheduler import Span
 from inference.weights import linear
-from models.decoder import Block, Decoder
+from models.block import Block
+from models.decoder import Decoder
 from models.mlp import SwiGLU
+from models.moe.exchange import Tokens
 from models.rope import inverse_frequencies
 from models.spec import ModelSpec
 
@@ -30,6 +33,18 @@ class Result:
     hidden: list[Tensor | None]
 
 
+@dataclass
+class _Step:
+    """What every layer needs to know of the rows."""
+
+    turn_T1D: Tensor  # complex
+    slots_T: Tensor
+    attentions: Sequence[SpanAttention]
+    sizes: list[int]  # rows of each span
+    cache: PagedCache
+    tokens: Tokens | None  # for experts
+
+
 class ModelRunner:
     """A decoder's weights in the form that serving reads them in. The decoder given is used up."""
 
@@ -40,9 +55,12 @@ class ModelRunner:
         self._layers = []
         for index in range(spec.layers):
             block = model.layers[index]
-            assert isinstance(block, Block)
+            if type(block) is not Block:
+                rule = "mixture of depths is not served: which keys a token sees would depend on the layer"
+                raise ConfigError("model.depth", spec.depth, rule, "serve a model that was trained with model.depth=1")
             self._layers.append(_Layer(block, spec, self.dtype, form, pack))
             model.layers[index] = torch.nn.Identity()  # its memory is free before the next one is made
+        self._model = model if spec.routed else None  # describes tokens for experts
         self._norm = _Norm(model.norm, self.dtype)
         self._head = linear(model.head.weight.detach().to(self.dtype), None, form, pack)
         self._frequencies = inverse_frequencies(spec.head_dim, spec.rope)
@@ -56,14 +74,18 @@ class ModelRunner:
             tokens += span.tokens
             positions += depths(span)
             slots += span.generation.slots(span.start, count, cache.page_tokens)
-        slots_T = torch.tensor(slots)
         angles = torch.tensor(positions, dtype=torch.float32)[:, None] * self._frequencies
         turn_T1D = torch.polar(torch.ones_like(angles), angles)[:, None]
         attentions = [SpanAttention(cache, span, self.dtype) for span in spans]
         sizes = [len(span.tokens) for span in spans]
-        x_TE = F.embedding(torch.tensor(tokens), self._embedding)
+        tokens_T = torch.tensor(tokens)
+        described = None
+        if self._model is not None:
+            described = self._model.describe(tokens_T[None], torch.tensor(positions)[None]).tokens
+        step = _Step(turn_T1D, torch.tensor(slots), attentions, sizes, cache, described)
+        x_TE = F.embedding(tokens_T, self._embedding)
         for index, layer in enumerate(self._layers):
-            x_TE = layer(index, x_TE, turn_T1D, slots_T, attentions, sizes, cache)
+            x_TE = layer(index, x_TE, step)
         return self._results(spans, sizes, x_TE)
 
     def _results(self, spans: Sequence[Span], sizes: list[int], x_TE: Tensor) -> Result:
@@ -124,45 +146,45 @@ class _Layer:
         self._attention_norm, self._mlp_norm = (_Norm(n, dtype) for n in (block.attention_norm, block.mlp_norm))
         norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
         self._head_norms = None if norms[0] is None else tuple(_paired_norm(n, pairs, dtype) for n in norms if n)
-        self._gate_up = None
-        if type(block.mlp) is SwiGLU:
+        self._post_norm = block.post_norm
+        self._experts = None
+        if isinstance(block.mlp, SwiGLU):
             both = torch.cat((block.mlp.gate.weight, block.mlp.up.weight)).detach().to(dtype)
             self._gate_up = linear(both, None, form, pack)
             self._down = _module(block.mlp.down, dtype, form, pack)
-        else:  # another feed-forward keeps its own form
-            self._mlp = block.mlp.to(dtype)
+        else:
+            self._experts = block.mlp.to(dtype)
 
-    def __call__(
-        self,
-        index: int,
-        x_TE: Tensor,
-        turn_T1D: Tensor,
-        slots_T: Tensor,
-        attentions: Sequence[SpanAttention],
-        sizes: list[int],
-        cache: PagedCache,
-    ) -> Tensor:
+    def __call__(self, index: int, x_TE: Tensor, step: _Step) -> Tensor:
         """[rows, dim] to the same shape; keys and values go to the cache."""
+        if self._post_norm:
+            x_TE = x_TE + self._attention_norm(self._attend(index, x_TE, step))
+            return x_TE + self._mlp_norm(self._feed(x_TE, step))
+        x_TE = x_TE + self._attend(index, self._attention_norm(x_TE), step)
+        return x_TE + self._feed(self._mlp_norm(x_TE), step)
+
+    def _attend(self, index: int, x_TE: Tensor, step: _Step) -> Tensor:
         heads, kv_heads = self._heads, self._kv_heads
-        qkv_THD = self._qkv(self._attention_norm(x_TE)).view(x_TE.shape[0], -1, self._width)
+        qkv_THD = self._qkv(x_TE).view(x_TE.shape[0], -1, self._width)
         q_THD, k_TKD, v_TKD = qkv_THD.split((heads, kv_heads, kv_heads), 1)
         if self._head_norms is not None:
             q_THD.copy_(self._head_norms[0](q_THD))
             k_TKD.copy_(self._head_norms[1](k_TKD))
-        _rotate(qkv_THD[:, : heads + kv_heads], turn_T1D)
-        cache.write(index, slots_T, qkv_THD[:, heads:])
+        _rotate(qkv_THD[:, : heads + kv_heads], step.turn_T1D)
+        step.cache.write(index, step.slots_T, qkv_THD[:, heads:])
         q_TKGD = q_THD.unflatten(1, (kv_heads, self._group))
-        if len(sizes) == 1:
-            mixed_TE = attentions[0](index, q_TKGD, k_TKD, v_TKD)
-        else:
-            parts = zip(attentions, q_TKGD.split(sizes), k_TKD.split(sizes), v_TKD.split(sizes), strict=True)
-            mixed_TE = torch.cat([attend(index, q, k, v) for attend, q, k, v in parts])
-        x_TE = x_TE + self._out(mixed_TE)
-        normed_TE = self._mlp_norm(x_TE)
-        if self._gate_up is None:
-            return x_TE + self._mlp(normed_TE[None])[0]
-        gate_TF, up_TF = self._gate_up(normed_TE).chunk(2, 1)
-        return x_TE + self._down(F.silu(gate_TF).mul_(up_TF))
+        if len(step.sizes) == 1:
+            return self._out(step.attentions[0](index, q_TKGD, k_TKD, v_TKD))
+        rows = (x.split(step.sizes) for x in (q_TKGD, k_TKD, v_TKD))
+        parts = zip(step.attentions, *rows, strict=True)
+        return self._out(torch.cat([attend(index, q, k, v) for attend, q, k, v in parts]))
+
+    def _feed(self, x_TE: Tensor, step: _Step) -> Tensor:
+        if self._experts is not None:
+            assert step.tokens is not None
+            return self._experts(x_TE[None], step.tokens)[0]
+        gate_TF, up_TF = self._gate_up(x_TE).chunk(2, 1)
+        return self._down(F.silu(gate_TF).mul_(up_TF))
 
 
 def _module(layer: torch.nn.Linear, dtype: torch.dtype, form: str, pack: bool):

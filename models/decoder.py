@@ -75,7 +75,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """What the head reads, [batch, sequence, dim]. Arguments as in ``forward``."""
         assert cache is None or document_ids is None, "a cache holds one document"
-        x_BSE, batch = self.embed(tokens), self._batch(tokens, positions, document_ids, cache)
+        x_BSE, batch = self.embed(tokens), self.describe(tokens, positions, document_ids, cache)
         for layer in self.layers:
             x_BSE = layer(x_BSE, batch)
         if cache is not None:
@@ -91,7 +91,9 @@ class Decoder(nn.Module):
         starts = torch.tensor(self.spec.modality_starts, dtype=tokens.dtype, device=tokens.device)
         return torch.bucketize(tokens, starts, right=True)
 
-    def _batch(self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None, cache: KVCache | None) -> Batch:
+    def describe(
+        self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None
+    ) -> Batch:
         """What all layers need to know of these tokens."""
         spec, exchange = self.spec, self.control.exchange
         batch = Batch(rotation(positions, spec.head_dim, spec.rope), document_ids, cache)

@@ -17,10 +17,10 @@ from models.hf import save_hf
 TEXT = "the cat sat on the mat. the dog sat on the log. a na\u00efve caf\u00e9 \u20ac \U0001f600 " * 5
 
 
-def make_folder(folder: Path, seed: int = 0, context: int = 1024) -> Path:
+def make_folder(folder: Path, seed: int = 0, context: int = 1024, **changes: Any) -> Path:
     train_tokenizer([TEXT], 290, folder.parent / "tokenizer")
     vocab = load_tokenizer(folder.parent / "tokenizer").vocab_size
-    spec = ModelSpec(vocab, 32, 2, 4, 2, 8, 64, init_std=0.3, context=context)
+    spec = ModelSpec(vocab, 32, 2, 4, 2, 8, 64, init_std=0.3, context=context, **changes)
     return save_hf(Decoder(spec).initialise(seed), folder, folder.parent / "tokenizer")
 
 

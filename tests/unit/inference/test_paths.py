@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from conf.schema import EngineConfig
 from inference.engine import Engine
 from inference.params import SamplingParams
-from tests.unit.inference.builders import ids
+from models.hf import load_hf
+from models.spec import ExpertSpec
+from tests.unit.inference.builders import ids, make_folder
 
 Requests = list[tuple[list[int], SamplingParams]]
+GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
 TINY = EngineConfig(page_tokens=4, prefix_cache=False, pack=False)
 
 
@@ -134,3 +138,27 @@ def test_texts_of_other_tenants_share_nothing(model_folder: Path):
             engine.step()
         hits.append(engine.stats.prefix_hit_tokens - before)
     assert hits == [0, (len(prompt) - 1) // 4 * 4, 0, 0]
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "norm behind": {"norm": "post"},
+    "experts": {"experts": ExpertSpec(groups=(3,), active=1.5)},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_other_decoders_give_what_their_own_forward_gives(shape: str, tmp_path: Path):
+    folder = make_folder(tmp_path / "model", **SHAPES[shape])
+    model = load_hf(folder).eval()
+    engine = Engine(folder, replace(TINY, step_tokens=16))
+    generations = [engine.start(engine.encode(text), GREEDY) for text in ("the cat sat on the mat " * 3, "a dog")]
+    for generation in generations:
+        engine.submit(generation)
+    while engine.busy:
+        engine.step()
+    for generation in generations:
+        tokens = torch.tensor([generation.tokens])
+        logits = model(tokens, torch.arange(tokens.shape[1])[None])
+        assert isinstance(logits, torch.Tensor)
+        expected = logits[0, generation.prompt_tokens - 1 : -1].argmax(-1)
+        assert generation.tokens[generation.prompt_tokens :] == expected.tolist()
