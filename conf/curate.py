@@ -102,14 +102,13 @@ class PiiConfig:
 
 @dataclass
 class MinhashConfig:
-    """Near duplicates (Broder 1997; 14 x 8 as FineWeb): of each cluster the first document stays."""
+    """Near duplicates (Broder 1997): band keys propose pairs, the exact similarity decides, one of a cluster stays."""
 
     enabled: bool = False
-    bands: int = 14
-    rows: int = 8  # hashes in one band
+    bands: int = 18  # FineWeb takes 14 x 8, which misses 8 % of the pairs of similarity 0.8; 18 x 6 misses 0.4 %
+    rows: int = 6  # hashes in one band
     shingle: int = 5  # words
     min_jaccard: float = 0.7  # of the shingle sets, exact; a pair of fewer is no duplicate
-    max_bucket: int = 1000  # documents of one band hash that are compared with each other
     seed: int = 1
 
 

@@ -24,6 +24,7 @@ from data.decide import Deciding, drop_repeats, judge
 from data.files import write_atomic
 from data.ingest import ingest, table
 from data.manifest import Manifest
+from data.near import drop_near_duplicates
 from data.preselect.select import select
 from data.selection import conclude
 from data.stages import RunUnits, Stage, Unit, clear, collect_files, record_files, run_stage, stage_folders
@@ -44,7 +45,7 @@ def curate(config: RunConfig, run_units: RunUnits) -> Manifest:
 
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
         deciding = judge(stage, config.curation, annotated, folders.annotated, run_units)
-        run_passes(deciding)
+        passed = run_passes(deciding)
         decided = conclude(deciding)
         dropped = Counter(documents.figures["skipped"])
         for result in decided:
@@ -66,6 +67,7 @@ def curate(config: RunConfig, run_units: RunUnits) -> Manifest:
             "chars_kept": sum(result["chars"] for result in results),
             "parts": [{"file": result["file"], "documents": result["kept"]} for result in results],
             "licence": documents.figures["licence"],
+            **passed,
         }
         own = record_files(folders.curated, ["dropped.json", *skips])
         return figures, deciding.files | collect_files(results) | own
@@ -73,13 +75,17 @@ def curate(config: RunConfig, run_units: RunUnits) -> Manifest:
     return run_stage(stage, body)
 
 
-def run_passes(deciding: Deciding) -> None:
-    """The decisions that look at the whole corpus, in order."""
+def run_passes(deciding: Deciding) -> dict[str, Any]:
+    """The decisions that look at the whole corpus, in order; returns figures of theirs."""
+    figures: dict[str, Any] = {}
     if deciding.curation.deduplicate:
         drop_repeats(deciding, identity.TEXT_HASH, "duplicate_text")
+    if deciding.curation.minhash.enabled:
+        figures["near_pairs"] = drop_near_duplicates(deciding)
     drop_repeats(deciding, identity.ID_HASH, "duplicate_id")
     if deciding.curation.preselect.enabled:
         select(deciding)
+    return figures
 
 
 def _select(deciding: Deciding, decided: list[Unit], config: RunConfig, documents: Manifest) -> list[Unit]:

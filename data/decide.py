@@ -47,13 +47,12 @@ class Deciding:
     drops: Drops
     files: dict[str, dict[str, Any]]
 
-    def units(self, label: str, function: str, work: list[Unit]) -> list[Unit]:
-        """Runs units of a pass: keyed by their own description, the plan and what was dropped before."""
+    def units(self, label: str, function: str, work: list[Unit], keys: list[Unit] | None = None) -> list[Unit]:
+        """Runs units of a pass: keyed by their own description (or ``keys``), the plan and what was dropped before."""
         before = [[drop["reason"], self.files[drop["file"]]["sha256"]] for drop in self.drops]
-        keys = [[function, self.key, before, unit] for unit in work]
-        units = self.stage.units(
-            label.replace(" ", "-"), [{**self.shared, "drops": self.drops, **w} for w in work], keys
-        )
+        decided_by = [[function, self.key, before, key] for key in keys or work]
+        described = [{**self.shared, "drops": self.drops, **unit} for unit in work]
+        units = self.stage.units(label.replace(" ", "-"), described, decided_by)
         results = self.run_units(f"curate: {label}", function, units)
         self.files |= collect_files(results)
         return results

@@ -25,7 +25,8 @@ def ingest(config: RunConfig, run_units: RunUnits) -> Manifest:
     """Reads the corpus of ``config.data``.
 
     Figures: ``parts`` (file, documents, first: the number of its first document, sha256), ``skips`` (files that list
-    what gave no document), ``skipped`` (their reasons, counted), ``documents``, ``licence``. Raises DataError when there is none.
+    what gave no document), ``skipped`` (their reasons, counted), ``documents``, ``licence``. Raises DataError when
+    there is no document.
     """
     data = config.data
     corpus = open_corpus(data)

@@ -7,7 +7,7 @@ step's columns alone. A step that changes the text of documents that stay names 
 
 from conf.schema import CurationConfig
 from data.annotators import Annotator
-from data.steps import c4, fineweb, gopher, identity, preselect, repetition, rules
+from data.steps import c4, fineweb, gopher, identity, minhash, preselect, repetition, rules
 from data.steps.kind import Step
 
 STEPS: dict[str, Step] = {
@@ -17,6 +17,7 @@ STEPS: dict[str, Step] = {
     "c4": c4,
     "fineweb": fineweb,
     "identity": identity,
+    "minhash": minhash,
     "preselect": preselect,
 }
 

@@ -7,9 +7,7 @@ look-up a chunk; what the rules ask about a word (length, letters, stop word) is
 
 # ruff: noqa: RUF001, SIM905 - punctuation of many scripts; tables of words are read as words
 import re
-import sys
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -128,18 +126,17 @@ def _infixes(chunk: str) -> list[str]:
     return [piece for piece in [*pieces, chunk[place:]] if piece]
 
 
-class Vocabulary:
-    """Chunks and words seen by this process: words by number, and what is asked about each."""
+class Vocabulary(dict[str, bytes]):
+    """Chunks and words seen by this process: a chunk's words as numbers of 4 bytes, and what is asked about each."""
 
     def __init__(self) -> None:
-        self.chunks: dict[str, tuple[int, ...]] = {}
+        super().__init__()
         self.sentences: dict[str, tuple[int, int, int, int]] = {}
         self.words: dict[str, int] = {}
         self.lengths: list[int] = []
         self.flags: list[int] = []
 
-    def chunk(self, chunk: str) -> tuple[int, ...]:
-        """Numbers of a chunk's words."""
+    def __missing__(self, chunk: str) -> bytes:
         numbers = []
         for word in split_chunk(chunk):
             number = self.words.get(word)
@@ -149,8 +146,14 @@ class Vocabulary:
                 letter, symbols = any(map(str.isalpha, word)), all(char in SYMBOLS for char in word)
                 self.flags.append(LETTERS * letter + NOT_SYMBOLS * (not symbols) + STOP_WORD * (word in STOP_WORDS))
             numbers.append(number)
-        found = self.chunks[sys.intern(chunk)] = tuple(numbers)
+        found = self[chunk] = np.array(numbers, dtype=np.int32).tobytes()
         return found
+
+    def shrink(self) -> None:
+        """Forgets all where there is too much; numbers of words that were given before mean nothing any more."""
+        if len(self) > MAX_VOCABULARY or len(self.sentences) > MAX_VOCABULARY:
+            self.clear()
+            self.__init__()
 
 
 class Words:
@@ -170,24 +173,15 @@ VOCABULARY = Vocabulary()
 
 def split_words(texts: Sequence[str]) -> Words:
     """The words of each text. Time is linear in the texts; a new chunk costs its rules once."""
-    if len(VOCABULARY.chunks) > MAX_VOCABULARY:
-        VOCABULARY.__init__()
-    known, learn = VOCABULARY.chunks.get, VOCABULARY.chunk
-    rows = []
-    for text in texts:
-        chunks = text.split()
-        found = list(map(known, chunks))
-        if None in found:
-            found = [words or learn(chunk) for words, chunk in zip(found, chunks, strict=True)]
-        rows.append(np.fromiter(chain.from_iterable(found), dtype=np.int64))  # pyright: ignore[reportArgumentType]
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(row) for row in rows], dtype=np.int64)])
-    return Words(np.concatenate(rows) if rows else np.zeros(0, np.int64), offsets, VOCABULARY)
+    VOCABULARY.shrink()
+    rows = [b"".join(map(VOCABULARY.__getitem__, text.split())) for text in texts]
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(row) // 4 for row in rows], dtype=np.int64)])
+    return Words(np.frombuffer(b"".join(rows), dtype=np.int32).astype(np.int64), offsets, VOCABULARY)
 
 
 def count_words(text: str) -> int:
     """How many words a text has."""
-    known = VOCABULARY.chunks.get
-    return sum(len(known(chunk) or VOCABULARY.chunk(chunk)) for chunk in text.split())
+    return sum(map(len, map(VOCABULARY.__getitem__, text.split()))) // 4
 
 
 def count_sentences(chunks: Sequence[str]) -> int:
@@ -197,7 +191,7 @@ def count_sentences(chunks: Sequence[str]) -> int:
     for chunk in chunks:
         row = known.get(chunk)
         if row is None:
-            row = known[sys.intern(chunk)] = (*_sentences(chunk, 0), *_sentences(chunk, 1))
+            row = known[chunk] = (*_sentences(chunk, 0), *_sentences(chunk, 1))
         sentences += row[2 * ended]
         ended = row[2 * ended + 1]
     return sentences

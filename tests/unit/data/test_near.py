@@ -1,0 +1,113 @@
+"""Near duplicates: planted ones are found, pairs are judged by their true similarity, buckets change nothing."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conf.schema import RunConfig
+from data.curate import curate
+from data.near import _neighbours
+from data.stages import serial_units, stage_folders
+from data.steps.minhash import MinHash, shingles, signature
+from tests.unit.data.samples import make_config
+from tests.unit.data.test_curate import kept, rejected
+
+CHANCE = random.Random(5)
+VOCABULARY = ["".join(CHANCE.choices("abcdefghijklmnoprstuvw", k=CHANCE.randint(2, 9))) for _ in range(3000)]
+
+
+def article(words: int) -> list[str]:
+    return CHANCE.choices(VOCABULARY, k=words)
+
+
+def jaccard(one: str, two: str, size: int = 5) -> float:
+    """Of the sets of shingles, as tuples of words."""
+    a, b = one.lower().split(), two.lower().split()
+    first, second = ({tuple(w[i : i + size]) for i in range(max(1, len(w) - size + 1))} for w in (a, b))
+    return len(first & second) / len(first | second)
+
+
+def corpus(path: Path) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """120 articles, of 60 an exact copy in other case and of 60 one without 2 % of the words: texts and the pairs."""
+    texts, pairs = {}, []
+    for number in range(120):
+        words = article(CHANCE.randint(120, 400))
+        texts[f"a{number}"] = " ".join(words)
+        gone = 0.0 if number < 60 else 0.02
+        again = [word for word in words if CHANCE.random() >= gone]
+        texts[f"b{number}"] = " ".join(again).capitalize() + "."
+        pairs.append((f"a{number}", f"b{number}"))
+    names = list(texts)
+    CHANCE.shuffle(names)
+    path.write_text("".join(json.dumps({"id": name, "text": texts[name]}) + "\n" for name in names))
+    return texts, pairs
+
+
+def near_config(root: Path, path: Path) -> RunConfig:
+    config = make_config(root, path)
+    config.curation.minhash.enabled = True
+    return config
+
+
+def test_planted_near_duplicates(tmp_path: Path) -> None:
+    texts, pairs = corpus(tmp_path / "c.jsonl")
+    config = near_config(tmp_path / "one", tmp_path / "c.jsonl")
+    manifest = curate(config, serial_units)
+    folder = stage_folders(config).curated
+    rows = [row["id"] for row in kept(folder, manifest)]
+    dropped = rejected(folder)
+    assert set(dropped.values()) == {"near_duplicate"}
+    assert all((a in dropped) or (b in dropped) for a, b in pairs[:60])  # punctuation and case are no difference
+    assert sum((a in dropped) or (b in dropped) for a, b in pairs[60:]) >= 57
+    for a, b in pairs:
+        if a in dropped or b in dropped:
+            assert jaccard(texts[a], texts[b].rstrip(".")) >= 0.7
+            assert (a in dropped) != (b in dropped)
+    assert len(rows) + len(dropped) == len(texts)
+
+    bounded = near_config(tmp_path / "two", tmp_path / "c.jsonl")
+    bounded.curation.bucket_documents = 50
+    again = curate(bounded, serial_units)
+    assert [row["id"] for row in kept(stage_folders(bounded).curated, again)] == rows
+
+
+def test_a_chain_of_similar_documents_keeps_its_first(tmp_path: Path) -> None:
+    words = article(300)
+    chain = [words[shift : shift + 250] for shift in (0, 12, 24, 36, 48)]
+    texts = {f"c{i}": " ".join(piece) for i, piece in enumerate(chain)}
+    assert jaccard(texts["c0"], texts["c4"]) < 0.8 < jaccard(texts["c0"], texts["c1"])
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in texts.items()))
+    config = near_config(tmp_path, path)
+    config.curation.minhash.min_jaccard = 0.8
+    manifest = curate(config, serial_units)
+    assert [row["id"] for row in kept(stage_folders(config).curated, manifest)] == ["c0"]
+    config.curation.minhash.min_jaccard, config.data.overwrite = 0.99, True
+    assert curate(config, serial_units).figures["kept"] == 5
+
+
+@pytest.mark.parametrize("text", ["", "...", "one", "two words", "one two three four five six"])
+def test_short_texts(text: str) -> None:
+    words = len(text.replace(".", "").split())
+    found = shingles(text, 5)
+    assert found.size == (max(1, words - 4) if words else 0)
+    keys = MinHash(4, 2, 5, 1).keys(found)
+    assert (keys == [None] * 4) == (words == 0)
+
+
+def test_equal_values_of_a_signature_estimate_the_similarity() -> None:
+    draw = np.random.default_rng(0)
+    pool = draw.integers(0, 2**64, 3000, dtype=np.uint64)
+    one, two = pool[:2000], pool[1000:]
+    equal = np.mean(signature(one, 2000, 3) == signature(two, 2000, 3))
+    assert equal == pytest.approx(1 / 3, abs=0.04)
+
+
+def test_pairs_of_equal_keys() -> None:
+    numbers = np.array([3, 5, 8, 9, 12])
+    keys = np.array([7, 1, 7, 7, 2], dtype=np.uint64)
+    assert _neighbours(numbers, keys).tolist() == [[3, 8], [3, 9], [8, 9]]
+    assert _neighbours(numbers[:0], keys[:0]).shape == (0, 2)
