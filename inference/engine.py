@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from conf.schema import FORMS, EngineConfig
 from data.files import read_json
 from data.tokenize import load_tokenizer
 from inference.detokenize import Detokenizer
+from inference.drafting import BUSY, Drafter, DraftSize
 from inference.generation import Generation, Logprob, Step
 from inference.grammar import Grammars
 from inference.model_runner import ModelRunner, Result
@@ -26,6 +28,7 @@ from inference.scheduler import Scheduler, Span
 from models.hf import load_hf
 
 MAX_RUNNING = 8
+COST_TRIALS = 3
 MEMORY_SHARE = 8  # the cache takes at most this part of the machine's memory unless told otherwise
 
 
@@ -42,6 +45,8 @@ class EngineStats:
     generated_tokens: int
     preemptions: int
     prefix_hit_tokens: int
+    drafted_tokens: int
+    drafted_right: int
     pages: int
     pages_used: int
     pages_remembered: int
@@ -79,6 +84,11 @@ class Engine:
         self._encoding = threading.Lock()  # the tokenizer is switched between modes
         self._prefix = self._prompt_prefix()
         self._steps = self._prompt_tokens = self._generated = 0
+        self.drafter: Drafter | None = None
+        if settings.draft_tokens:
+            size = DraftSize(self._row_costs(settings.draft_tokens + BUSY), settings.draft_tokens)
+            self.drafter = Drafter(size, lambda: len(self.scheduler.running))
+            self.scheduler.draft = self.drafter.propose
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a prompt, begun as the tokenizer begins a text; names of special tokens are plain text."""
@@ -148,6 +158,8 @@ class Engine:
             generated_tokens=self._generated,
             preemptions=scheduler.preemptions,
             prefix_hit_tokens=scheduler.prefix_hits,
+            drafted_tokens=self.drafter.drafted if self.drafter else 0,
+            drafted_right=self.drafter.right if self.drafter else 0,
             pages=pool.pages,
             pages_used=pool.used,
             pages_remembered=pool.remembered,
@@ -198,6 +210,10 @@ class Engine:
     def _advance(self, span: Span, logits_RV: Tensor | None, hidden: Tensor | None, greedy: int | None) -> None:
         """What a computed span means for its text."""
         generation = span.generation
+        if span.parents is not None:
+            assert logits_RV is not None
+            self._verify(span, span.parents, logits_RV)
+            return
         if generation.prefilling:
             self._prompt_tokens += len(span.tokens)
         self.scheduler.commit(generation, span.start + len(span.tokens))
@@ -213,15 +229,55 @@ class Engine:
         if generation.limit == 0:
             generation.end("length")
             return
-        if greedy is None:
+        self._choose(generation, logits_RV[-1], greedy)
+
+    def _choose(self, generation: Generation, logits_V: Tensor, greedy: int | None = None) -> int:
+        """The text's next token, accepted."""
+        token = greedy
+        if token is None:
             allowed = None if generation.matcher is None else generation.matcher.allowed()
-            token = generation.sampler.choose(logits_RV[-1], generation.completion_tokens, allowed)
-        else:
-            token = greedy
+            token = generation.sampler.choose(logits_V, generation.completion_tokens, allowed)
         self._generated += 1
         most = generation.params.logprobs
-        chosen = None if most is None else Logprob(token, *log_probabilities(logits_RV[-1], token, most))
-        generation.accept(token, chosen)
+        generation.accept(token, None if most is None else Logprob(token, *log_probabilities(logits_V, token, most)))
+        return token
+
+    def _verify(self, span: Span, parents: Sequence[int], logits_RV: Tensor) -> None:
+        """Follow a draft as long as it is what would have been chosen; keep the cache of that path alone."""
+        generation, path = span.generation, [0]
+        while True:
+            token = self._choose(generation, logits_RV[path[-1]])
+            right = (row for row, above in enumerate(parents) if above == path[-1] and span.tokens[row] == token)
+            if generation.finished or (row := next(right, None)) is None:
+                break
+            path.append(row)
+        if path != list(range(len(path))):
+            slots = torch.tensor(generation.slots(span.start, len(span.tokens), self.settings.page_tokens))
+            self.cache.move(slots[path], slots[: len(path)])
+        self.scheduler.commit(generation, span.start + len(path))
+        if self.drafter is not None:
+            self.drafter.learn(generation, len(span.tokens) - 1, len(path) - 1)
+
+    def _row_costs(self, most: int) -> dict[int, float]:
+        """Seconds of a pass of 1 to ``most`` rows behind a short text: the best of a few, measured now."""
+        costs = {}
+        generation = self.start([0], SamplingParams(max_tokens=1))
+        while len(generation.pages) * self.settings.page_tokens < most:
+            page = self.pool.take(generation.pages[-1] if generation.pages else None)
+            assert page is not None, "the cache is smaller than a draft"
+            generation.add_page(page)
+        for rows in range(1, most + 1):
+            times = []
+            for _ in range(COST_TRIALS):
+                start = time.perf_counter()
+                self.runner.run([Span(generation, 0, [0] * rows, list(range(-1, rows - 1)))], self.cache)
+                times.append(time.perf_counter() - start)
+            costs[rows] = min(times)
+        generation.finished = True
+        self.pool.release(generation.drop_pages())
+        for rows in range(most, 1, -1):  # more rows never cost less: what says so is noise
+            costs[rows - 1] = min(costs[rows - 1], costs[rows])
+        return costs
 
     def _pages(self, max_running: int) -> int:
         settings, spec = self.settings, self.spec

@@ -10,6 +10,7 @@ import torch
 
 from conf.schema import EngineConfig
 from inference.engine import Engine
+from inference.generation import Generation
 from inference.params import SamplingParams
 from models.hf import load_hf
 from models.spec import ExpertSpec
@@ -85,6 +86,39 @@ def staggered(engine: Engine, work: Requests) -> list[list[int]]:
     return [generation.tokens[generation.prompt_tokens :] for generation in generations]
 
 
+def drafted(engine: Engine, work: Requests) -> list[list[int]]:
+    """One after another with drafts of a fixed size, right and wrong ones."""
+    assert engine.drafter is not None
+    engine.drafter.size.costs = dict.fromkeys(range(1, 20), 1.0)
+    found = [ids(engine, prompt, params) for prompt, params in work]
+    assert engine.stats.drafted_tokens > engine.stats.drafted_right > 0
+    assert engine.stats.steps < sum(map(len, found))
+    assert engine.pool.used == 0
+    return found
+
+
+def drafted_trees(engine: Engine, work: Requests) -> list[list[int]]:
+    """Together, with trees whose right branch, where there is one, is never the first."""
+    known = [ids(engine, prompt, params) for prompt, params in work]
+    outputs = {tuple(prompt): found for (prompt, _), found in zip(work, known, strict=True)}
+
+    def tree(generation: Generation, room: int) -> tuple[list[int], list[int]]:
+        done = generation.completion_tokens
+        ahead = outputs[tuple(generation.tokens[: generation.prompt_tokens])][done : done + min(room, done % 4)]
+        tokens, parents, above = [], [], 0
+        for token in ahead:
+            tokens += [(token + 1) % engine.spec.vocab_size, token]
+            parents += [above, above]
+            above = len(tokens)
+        return tokens, parents
+
+    engine.scheduler.draft = tree
+    before = engine.stats.steps
+    found = together(engine, work)
+    assert engine.stats.steps - before < max(map(len, found))
+    return found
+
+
 Path_ = tuple[EngineConfig, Callable[[Engine, Requests], list[list[int]]]]
 PATHS: dict[str, Path_] = {
     "batched": (TINY, together),
@@ -95,6 +129,8 @@ PATHS: dict[str, Path_] = {
     "prefix cache": (replace(TINY, prefix_cache=True), warm),
     "prefix cache and preemption": (replace(TINY, prefix_cache=True, kv_tokens=152), preempted),
     "staggered": (replace(TINY, step_tokens=16), staggered),
+    "drafts": (replace(TINY, draft_tokens=5), drafted),
+    "draft trees": (replace(TINY, prefix_cache=True), drafted_trees),
     "scattered pages": (replace(TINY, page_tokens=1, kv_tokens=400), together),
 }
 
