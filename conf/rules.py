@@ -17,6 +17,7 @@ class MeshSizes:
     dp_replicate: int
     dp_shard: int
     cp: int
+    ep: int = 1  # expert parallelism, over neighbours in dp_shard x cp
 
     @property
     def dp(self) -> int:
@@ -71,7 +72,15 @@ def mesh_sizes(config: RunConfig) -> MeshSizes:
             f"dp_replicate ({replicate}) x dp_shard ({shard}) x cp ({cp}) must equal the number of ranks",
             "set the sizes you do not care about to 0, or change cluster.ranks",
         )
-    return MeshSizes(replicate, shard, cp)
+    ep = sharding.expert_degree
+    if ep > 1 and (sharding.kind != "fsdp" or (shard * cp) % ep != 0 or (cp % ep != 0 and ep % cp != 0)):
+        raise ConfigError(
+            "sharding.expert_degree",
+            ep,
+            f"under sharding=fsdp it divides dp_shard ({shard}) x cp ({cp}), and it or cp divides the other",
+            f"sharding=fsdp sharding.expert_degree={math.gcd(ep, shard * cp)}",
+        )
+    return MeshSizes(replicate, shard, cp, ep)
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
@@ -105,6 +114,7 @@ _POSITIVE = [
     "model.norm_eps",
     "model.depth",
     "model.experts.active",
+    "sharding.expert_degree",
     "data.context",
     "data.vocab_size",
     "data.shard_documents",
@@ -264,12 +274,20 @@ def _experts(config: RunConfig) -> None:
             "tokens choose a whole number of experts, and do so at inference too: they need no auxiliary routers",
             "model.experts.active=1 model.experts.causal=threshold",
         )
-    if model.depth < 1 and mesh_sizes(config).cp > 1:
+    mesh = mesh_sizes(config)
+    if mesh.ep > 1 and (not groups or math.gcd(mesh.ep, *groups) != mesh.ep):
+        raise ConfigError(
+            "sharding.expert_degree",
+            mesh.ep,
+            f"every rank holds an equal part of every group of experts, {groups}",
+            f"sharding.expert_degree={math.gcd(*groups) or 1}",
+        )
+    if model.depth < 1 and max(mesh.cp, mesh.ep) > 1:
         raise ConfigError(
             "model.depth",
             model.depth,
-            "a layer's tokens lie unevenly over ranks that share a sequence: mixture of depths keeps it on one rank",
-            "sequence=local, or model.depth=1",
+            "a layer's tokens lie unevenly over ranks that share them: mixture of depths keeps a sequence on one rank",
+            "sequence=local sharding.expert_degree=1, or model.depth=1",
         )
     trainer = config.trainer
     for key, used in (("upcycle_steps", trainer.upcycle_steps > 0), ("objective", trainer.objective == "routers")):

@@ -116,6 +116,7 @@ class ShardingConfig:
     kind: str = "ddp"
     dp_replicate: int = 0  # 0: what is left over (ddp), or 1 (fsdp)
     dp_shard: int = 0  # 0: what is left over (fsdp), or 1 (ddp)
+    expert_degree: int = 1  # ranks over which the experts of every group are spread; they hold neighbouring parts
 
 
 @dataclass

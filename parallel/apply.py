@@ -7,6 +7,7 @@ from conf.schema import RunConfig
 from models.decoder import Decoder
 from parallel.attention import SequenceParallelCore
 from parallel.ddp import replicate_parameters
+from parallel.experts import spread_experts
 from parallel.fsdp import shard_parameters
 from parallel.mesh import Mesh
 from parallel.recompute import recompute_blocks
@@ -25,6 +26,7 @@ def parallelize(model: Decoder, mesh: Mesh, config: RunConfig) -> nn.Module:
     if mesh.cp_size > 1:
         core = SequenceParallelCore(mesh.cp_group, config.sequence.strategy, config.sequence.layout)
         model.set_attention_core(core)
+    spread_experts(model, mesh, config.sequence.layout)
     if config.trainer.recompute == "full":
         recompute_blocks(model.layers)
     if config.sharding.kind == "fsdp":

@@ -46,10 +46,23 @@ def clip_grad_norm(model: nn.Module, max_norm: float, mesh: Mesh) -> Tensor:
 
     Collective where gradients are sharded; every rank gets the same norm. ``max_norm=inf`` only measures.
     """
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
+    norms = []
+    sharings = by_mesh(model)
+    for parameters in sharings:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    norm = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
     if max_norm != float("inf"):
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+        for parameters in sharings:
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
+
+
+def by_mesh(model: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters that have gradients, those that are sharded over the same ranks together."""
+    found: dict[object, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+            found.setdefault(mesh, []).append(parameter)
+    return list(found.values())

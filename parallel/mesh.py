@@ -10,6 +10,7 @@ from conf.rules import MeshSizes
 
 AXES = ("dp_replicate", "dp_shard", "cp")
 FSDP_AXES = ("dp_replicate", "dp_shard_cp")
+EXPERT_AXES = ("dp_replicate", "edp", "ep")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,12 @@ class Mesh:
     sizes: MeshSizes
     device_mesh: DeviceMesh
     fsdp: DeviceMesh  # the same ranks as (dp_replicate, dp_shard_cp), or (dp_shard_cp,) where there is one replica
+    experts: DeviceMesh  # where ep > 1, the same ranks as (dp_replicate, edp, ep): edp ranks hold the same experts
+
+    @property
+    def expert_fsdp(self) -> DeviceMesh:
+        """The ranks that hold copies of the same experts."""
+        return self.experts["edp"] if self.sizes.dp_replicate == 1 else self.experts["dp_replicate", "edp"]
 
     @property
     def cp_group(self) -> dist.ProcessGroup:
@@ -71,4 +78,6 @@ def build_mesh(sizes: MeshSizes, device_type: str) -> Mesh:
     fsdp_shape = (sizes.dp_replicate, sizes.dp_shard * sizes.cp)
     skip = 1 if sizes.dp_replicate == 1 else 0
     fsdp = init_device_mesh(device_type, fsdp_shape[skip:], mesh_dim_names=FSDP_AXES[skip:])
-    return Mesh(sizes, device_mesh, fsdp)
+    expert_shape = (sizes.dp_replicate, sizes.dp_shard * sizes.cp // sizes.ep, sizes.ep)
+    experts = init_device_mesh(device_type, expert_shape, mesh_dim_names=EXPERT_AXES) if sizes.ep > 1 else device_mesh
+    return Mesh(sizes, device_mesh, fsdp, experts)

@@ -29,13 +29,16 @@ class Tokens:
     """Made once a batch and read by all layers. Flattened: N tokens are here, T in all pools that reach here.
 
     ``index_N`` and ``index_T`` are places in the global batch, the latter ascending; ``allowed_NE`` says which experts
-    a token's group has; ``segments`` divide the T tokens.
+    a token's group has; ``segments`` divide the T tokens. ``places_GN`` are the places of the tokens of all G ranks
+    among which tokens travel, ``order_T`` their numbers in that table by ascending place; None on one process.
     """
 
     index_N: Tensor
     index_T: Tensor
     allowed_NE: Tensor
     segments: Sequence[Segment]
+    places_GN: Tensor | None = None
+    order_T: Tensor | None = None
 
 
 class Exchange(Protocol):
@@ -56,7 +59,9 @@ class Exchange(Protocol):
         """
         ...
 
-    def choose(self, values_NE: Tensor, choose: Callable[[Tensor], Tensor], pooled: bool) -> tuple[Tensor, Tensor]:
+    def choose(
+        self, values_NE: Tensor, tokens: Tokens, choose: Callable[[Tensor], Tensor], pooled: bool
+    ) -> tuple[Tensor, Tensor]:
         """Apply a choice, values to booleans, to all T tokens (``pooled``) or to the N here.
 
         Returns:
@@ -64,7 +69,9 @@ class Exchange(Protocol):
         """
         ...
 
-    def mix(self, x_ND: Tensor, chosen: tuple[Tensor, Tensor], gates_NE: Tensor, weights: Weights) -> Tensor:
+    def mix(
+        self, x_ND: Tensor, tokens: Tokens, chosen: tuple[Tensor, Tensor], gates_NE: Tensor, weights: Weights
+    ) -> Tensor:
         """Each token's gated sum of its experts, [N, D]; ``chosen`` is what :meth:`choose` gave."""
         ...
 
@@ -114,10 +121,14 @@ class LocalExchange:
         segments = segments_of(modality, index // pool_tokens, groups)
         return Tokens(index, index, allowed(modality, groups), segments)
 
-    def choose(self, values_NE: Tensor, choose: Callable[[Tensor], Tensor], pooled: bool) -> tuple[Tensor, Tensor]:
+    def choose(
+        self, values_NE: Tensor, tokens: Tokens, choose: Callable[[Tensor], Tensor], pooled: bool
+    ) -> tuple[Tensor, Tensor]:
         chosen = choose(values_NE)
         return chosen, chosen
 
-    def mix(self, x_ND: Tensor, chosen: tuple[Tensor, Tensor], gates_NE: Tensor, weights: Weights) -> Tensor:
+    def mix(
+        self, x_ND: Tensor, tokens: Tokens, chosen: tuple[Tensor, Tensor], gates_NE: Tensor, weights: Weights
+    ) -> Tensor:
         rows, counts = rows_of(chosen[0])
         return mix_experts(x_ND, rows, gates_of(gates_NE, chosen[0], x_ND.dtype), counts, weights)

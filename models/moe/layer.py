@@ -25,11 +25,11 @@ class Experts(nn.ModuleDict):
         super().__init__({name: ExpertStack(size, spec.dim, spec.ffn_dim) for name, size in sizes})
         self.control = control
 
-    def forward(self, x_ND: Tensor, chosen: tuple[Tensor, Tensor], gates_NE: Tensor) -> Tensor:
+    def forward(self, x_ND: Tensor, tokens: Tokens, chosen: tuple[Tensor, Tensor], gates_NE: Tensor) -> Tensor:
         """[tokens, dim] to the same shape; a token without an expert becomes 0."""
         stacks = [stack for stack in self.values() if isinstance(stack, ExpertStack)]
         weights = [(stack.gate_up, stack.down) for stack in stacks]
-        return self.control.exchange.mix(x_ND, chosen, gates_NE, weights)
+        return self.control.exchange.mix(x_ND, tokens, chosen, gates_NE, weights)
 
 
 class ExpertLayer(nn.Module):
@@ -61,8 +61,8 @@ class ExpertLayer(nn.Module):
         x_ND = x_BSE.flatten(0, 1)
         if self.router is None:
             mine = tokens.allowed_NE
-            chosen = self.control.exchange.choose(mine, lambda x: x, pooled=False)
+            chosen = self.control.exchange.choose(mine, tokens, lambda x: x, pooled=False)
             gates_NE = mine.to(torch.float32)
         else:
             chosen, gates_NE = self.router(x_ND, tokens, self.causal)
-        return self.experts(x_ND, chosen, gates_NE).view_as(x_BSE)
+        return self.experts(x_ND, tokens, chosen, gates_NE).view_as(x_BSE)

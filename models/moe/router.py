@@ -119,7 +119,7 @@ class Router(nn.Module):
 
     def _by_token(self, logits_NE: Tensor, tokens: Tokens) -> Choice:
         chosen = token_choice(logits_NE, self.bias, tokens.allowed_NE, int(self.active))
-        return self.control.exchange.choose(chosen, lambda x: x, pooled=False)
+        return self.control.exchange.choose(chosen, tokens, lambda x: x, pooled=False)
 
     def _by_expert(self, logits_NE: Tensor, tokens: Tokens) -> Choice:
         def choose(clean_TE: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class Router(nn.Module):
                 seen.pools += pools
             return chosen
 
-        return self.control.exchange.choose(logits_NE, choose, pooled=True)
+        return self.control.exchange.choose(logits_NE, tokens, choose, pooled=True)
 
     def _compete(self, logits_TE: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """(chosen [T, E], sum over pools of the lowest accepted score [E], number of such pools [E])."""
@@ -153,7 +153,7 @@ class Router(nn.Module):
             assert self.auxiliary is not None, "this model has no auxiliary routers"
             logits, threshold = self.auxiliary(x_ND), self.auxiliary_threshold
         accepted = (torch.sigmoid(logits.detach().float()) >= threshold) & tokens.allowed_NE
-        return self.control.exchange.choose(accepted, lambda x: x, pooled=False)
+        return self.control.exchange.choose(accepted, tokens, lambda x: x, pooled=False)
 
     def _seen(self) -> Observed:
         if self.observed is None:
@@ -183,7 +183,7 @@ class Router(nn.Module):
             seen.lowest_auxiliary += lowest
             return chosen
 
-        self.control.exchange.choose(logits_NE.detach(), calibrate, pooled=True)
+        self.control.exchange.choose(logits_NE.detach(), tokens, calibrate, pooled=True)
         allowed_NE = tokens.allowed_NE
         guess_NE = (torch.sigmoid(logits_NE.detach()) >= self.auxiliary_threshold) & allowed_NE
         right = ((guess_NE == chosen_NE) & allowed_NE).sum()
