@@ -13,9 +13,17 @@ from data.curate import curate
 from data.manifest import Manifest
 from data.order import order
 from data.pack import pack
+from data.preselect.score import score
+from data.preselect.scorer import scorer
 from launch.progress import format_seconds, progress
 
-STAGES: dict[str, Callable[..., Manifest]] = {"curate": curate, "order": order, "pack": pack}
+STAGES: dict[str, Callable[..., Manifest]] = {
+    "curate": curate,
+    "order": order,
+    "pack": pack,
+    "score": score,
+    "scorer": scorer,
+}
 
 
 def run_stage(name: str, config: RunConfig) -> tuple[Manifest, float]:
