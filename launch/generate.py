@@ -1,10 +1,17 @@
-"""``sundog generate --prompt TEXT``: continue prompts with a model folder, streaming to standard output."""
+"""``sundog generate``: continue prompts with a model folder.
+
+``--prompt TEXT`` streams to standard output; ``--input FILE`` answers every line of a file on the Ray cluster.
+"""
 
 import argparse
 import sys
+import time
+from pathlib import Path
 
 from conf.errors import EXIT_DONE, ConfigError
+from conf.schema import RunConfig
 from launch.preflight import load_config
+from launch.stages import on_cluster
 
 
 def main(name: str, arguments: list[str]) -> int:
@@ -12,8 +19,14 @@ def main(name: str, arguments: list[str]) -> int:
         prog="sundog generate", description="Continue prompts; other settings are overrides."
     )
     parser.add_argument("--prompt", action="append", default=[], help="text to continue; may be given several times")
+    parser.add_argument("--input", type=Path, help="JSON lines with prompt or messages, and settings of their own")
+    parser.add_argument("--output", type=Path, help="folder for results.jsonl; RUN_DIR/generated/NAME by default")
     options, overrides = parser.parse_known_args(arguments)
     config = load_config(overrides)
+    if options.input is not None:
+        if options.prompt:
+            raise ConfigError("--input", str(options.input), "not together with --prompt", "leave one of them out")
+        return _file(config, options.input, options.output)
     prompts = options.prompt or ([] if sys.stdin.isatty() else [sys.stdin.read()])
     if not any(prompts):
         raise ConfigError("--prompt", "(empty)", "a prompt is needed", "--prompt TEXT, or text on standard input")
@@ -33,4 +46,20 @@ def main(name: str, arguments: list[str]) -> int:
             current = index
         print(piece, end="", flush=True)
     print()
+    return EXIT_DONE
+
+
+def _file(config: RunConfig, source: Path, output: Path | None) -> int:
+    """Answer a file; a killed run goes on where it was."""
+    from inference.batch import RESULTS, generate_file
+
+    folder = (output or Path(config.run_dir) / "generated" / source.stem).absolute()
+    start = time.monotonic()
+    manifest = on_cluster(config, Path(config.run_dir) / "logs", lambda run: generate_file(source, folder, config.generate, run))
+    figures = manifest.figures
+    state = "complete before" if manifest.reused else f"{time.monotonic() - start:.1f} s"
+    errors = f", {figures['errors']:,} with errors" if figures["errors"] else ""
+    print(
+        f"generate: {figures['lines']:,} lines{errors}, {figures['tokens']:,} tokens in {folder / RESULTS}  [{state}]"
+    )
     return EXIT_DONE

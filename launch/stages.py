@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ STAGES: dict[str, Callable[..., Manifest]] = {
 
 
 def run_stage(name: str, config: RunConfig) -> tuple[Manifest, float]:
-    """Run one stage on the connected (or a local) Ray cluster; return its manifest and the seconds it took.
+    """Run one stage on the connected (or a local) Ray cluster; return its manifest and the seconds it took."""
+    start = time.monotonic()
+    manifest = on_cluster(config, Path(config.data.dir) / "logs", partial(STAGES[name], config))
+    return manifest, time.monotonic() - start
 
-    Ray starts when the first unit of work is due, so a finished stage answers without it.
-    """
-    start, logs = time.monotonic(), Path(config.data.dir) / "logs"
+
+def on_cluster(config: RunConfig, logs: Path, stage: Callable[[Callable[..., Any]], Manifest]) -> Manifest:
+    """Return ``stage(run_units)``. Ray starts when the first unit of work is due: a finished stage needs none."""
     with ExitStack() as stack:
         connected: list[Any] = []
 
@@ -40,8 +44,7 @@ def run_stage(name: str, config: RunConfig) -> tuple[Manifest, float]:
                 connected.append(stack.enter_context(connect(config.cluster)))
             return run_units(config.cluster, label, function, units, progress(label), log_dir=logs)
 
-        manifest = STAGES[name](config, execute)
-    return manifest, time.monotonic() - start
+        return stage(execute)
 
 
 def describe(name: str, manifest: Manifest) -> str:
