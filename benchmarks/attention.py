@@ -25,13 +25,15 @@ from torch import Tensor
 from torch.distributed.tensor.experimental._context_parallel import _attention as torch_cp
 
 from benchmarks.table import Row, Times, alternate, arguments, paired, report
+from fused.mask import CAUSAL, Mask
 from parallel.attention import attend
-from parallel.layout import shard
+from parallel.layout import named_layout
+from parallel.strategies import STRATEGIES
 from tests.helpers.dist import run_distributed
 
 _flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-OURS = ("token_ring", "ring")
+OURS = ("token_ring", "ring", *(name for name in STRATEGIES if name not in ("token_ring", "ring", "local")))
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
@@ -88,7 +90,7 @@ def _ours(
         group=dist.group.WORLD,
         strategy=strategy,
         layout=layout,
-        causal=case.causal,
+        mask=CAUSAL if case.causal else Mask(),
     )
     return [out.detach(), *(torch.autograd.grad(out, inputs, d_out) if backward else ())]
 
@@ -124,7 +126,8 @@ def _variants(case: Case, rank: int, backward: bool) -> tuple[Variants, Callable
     sizes = (case.heads, case.kv_heads, case.kv_heads, case.heads)
     whole = [torch.randn(1, case.seq, h, case.head_dim, generator=generator).to(case.dtype) for h in sizes]
     layout = "zigzag" if case.causal else "contiguous"
-    local = [shard(x, 1, case.ranks, rank, layout) for x in whole]
+    split = named_layout(layout, case.seq, case.ranks)
+    local = [split.shard(x, 1, rank) for x in whole]
     heads_first = [x.transpose(1, 2).contiguous() for x in local]
     whole_first = [x.transpose(1, 2).contiguous() for x in whole]
     variants: Variants = {}
@@ -142,7 +145,7 @@ def _variants(case: Case, rank: int, backward: bool) -> tuple[Variants, Callable
     def expected(name: str, result: Result) -> Result:
         if name.startswith("sdpa"):
             return result
-        parts = [shard(x, 2, case.ranks, rank, layout) for x in result]
+        parts = [split.shard(x, 2, rank) for x in result]
         return parts if name.startswith("torch") else [x.transpose(1, 2) for x in parts]
 
     return variants, expected

@@ -68,6 +68,9 @@ def flops_per_token(model: ModelConfig, vocab_size: int, context: int) -> tuple[
     return round((model.layers - some + some * model.depth) * block + scores + depth + head), round(scores)
 
 
+KEYS_TRAVEL = ("ring", "bidirectional_ring", "allgather")  # strategies that move keys and values, not queries
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes on one rank."""
@@ -106,15 +109,17 @@ def memory_per_rank(config: RunConfig, vocab_size: int) -> Memory:
 
 
 def ring_buffer_bytes(config: RunConfig) -> int:
-    """Bytes in flight of sequence parallelism on one rank: two blocks each way, whatever the number of ranks."""
+    """Bytes in flight of sequence parallelism on one rank: two blocks each way, whatever the number of ranks; only
+    ``allgather`` keeps the keys of all of them."""
     mesh, model = mesh_sizes(config), config.model
     if mesh.cp == 1:
         return 0
     width = 2 if config.trainer.precision == "bf16" else 4
     head_dim = model.head_dim or model.dim // model.heads
     tokens = micro_batch(config) * config.data.context // mesh.cp
-    if config.sequence.strategy == "ring":
-        return tokens * 2 * model.kv_heads * head_dim * (2 * width + 2 * 4)
+    if config.sequence.strategy in KEYS_TRAVEL:
+        blocks = mesh.cp - 1 if config.sequence.strategy == "allgather" else 1
+        return blocks * tokens * 2 * model.kv_heads * head_dim * (2 * width + 2 * 4)
     return tokens * model.heads * (head_dim * (4 * width + 2 * 4) + 4 * 4)
 
 
@@ -143,7 +148,7 @@ def ring_traffic(config: RunConfig) -> Traffic:
     width = 2 if config.trainer.precision == "bf16" else 4
     head_dim = model.head_dim or model.dim // model.heads
     tokens = micro_batch(config) * config.data.context // n
-    if config.sequence.strategy == "ring":
+    if config.sequence.strategy in KEYS_TRAVEL:
         kv = tokens * 2 * model.kv_heads * head_dim * width
         dkv = tokens * 2 * model.kv_heads * head_dim * 4
         return Traffic(kv, kv + dkv, (n - 1) * kv, (n - 1) * (kv + dkv))

@@ -106,6 +106,7 @@ def _choices(config: RunConfig) -> None:
 
 _ENGINE_SIZES = ("page_tokens", "step_tokens", "mixed_tokens")
 _POSITIVE = [
+    "sequence.timeout",
     "model.dim",
     "model.layers",
     "model.heads",
@@ -166,6 +167,10 @@ _NOT_NEGATIVE = [
     "sharding.dp_replicate",
     "sharding.dp_shard",
     "sequence.degree",
+    "sequence.island",
+    "sequence.link_gbit",
+    "sequence.fabric_gbit",
+    "sequence.rank_tflops",
     "trainer.micro_batch",
     "trainer.warmup_steps",
     "trainer.upcycle_steps",
@@ -315,6 +320,13 @@ def _experts(config: RunConfig) -> None:
 
 def _sequence(config: RunConfig) -> None:
     cp = mesh_sizes(config).cp
+    sequence = config.sequence
+    if sequence.strategy == "auto" and sequence.backward != "same":
+        rule = "sequence=auto chooses both directions"
+        raise ConfigError("sequence.backward", sequence.backward, rule, "sequence.backward=same")
+    if sequence.topology == "two_level" and cp > 1 and (sequence.island < 2 or cp % sequence.island != 0):
+        rule = f"two_level joins islands of equal size, at least 2 and a divisor of the {cp} ranks of a sequence"
+        raise ConfigError("sequence.island", sequence.island, rule, f"sequence.island={cp}")
     chunks = 2 * cp if config.sequence.layout == "zigzag" and cp > 1 else cp
     if config.data.context % chunks != 0:
         below = config.data.context // chunks * chunks

@@ -9,6 +9,18 @@ from dataclasses import dataclass, field
 
 from conf.curate import CurationConfig
 
+STRATEGIES = (
+    "local",
+    "ring",
+    "bidirectional_ring",
+    "token_ring",
+    "bidirectional_query",
+    "tile",
+    "ulysses",
+    "hybrid",
+    "allgather",
+)
+
 FORMS = ("fp32", "bf16", "int8", "int4")  # of an engine's weights
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.source": ("python_docs", "debian_docs", "path"),
@@ -21,7 +33,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "order.kind": ("random", "reference", "algorithm1", "matching"),
     "order.index": ("auto", "flat", "ivf", "hnsw", "cells"),
     "sharding.kind": ("ddp", "fsdp"),
-    "sequence.strategy": ("local", "ring", "token_ring"),
+    "sequence.strategy": (*STRATEGIES, "auto"),
+    "sequence.topology": ("auto", "port", "ring", "mesh", "two_level"),
+    "sequence.backward": ("same", *STRATEGIES[1:]),
     "sequence.layout": ("contiguous", "zigzag"),
     "trainer.objective": ("tokens", "routers"),
     "trainer.precision": ("fp32", "bf16"),
@@ -121,11 +135,18 @@ class ShardingConfig:
 
 @dataclass
 class SequenceConfig:
-    """Sequence (context) parallelism."""
+    """Sequence (context) parallelism. ``auto`` chooses a strategy for each direction by what it predicts of the links."""
 
     strategy: str = "token_ring"
+    backward: str = "same"  # the strategy of the backward pass
     layout: str = "zigzag"
     degree: int = 0  # ranks that share one sequence; 0: all ranks (1 for local)
+    timeout: float = 60.0  # seconds that a rank waits for another inside attention before it names it and stops
+    topology: str = "auto"  # how the ranks are joined; auto: measured before training, and planned as port
+    island: int = 0  # two_level: ranks that share fast links
+    link_gbit: float = 0.0  # of a link (two_level: inside an island), Gbit/s each way; 0: measured before training
+    fabric_gbit: float = 0.0  # two_level: of a rank's port between islands; 0: measured
+    rank_tflops: float = 0.0  # of block attention on one rank; 0: measured
 
 
 @dataclass

@@ -24,7 +24,9 @@ def parallelize(model: Decoder, mesh: Mesh, config: RunConfig) -> nn.Module:
     ``sharding=ddp`` it is wrapped (see :func:`unwrap`) and the caller chooses the precision by ``torch.autocast``.
     """
     if mesh.cp_size > 1:
-        core = SequenceParallelCore(mesh.cp_group, config.sequence.strategy, config.sequence.layout)
+        sequence = config.sequence
+        strategy = sequence.strategy if sequence.backward == "same" else f"{sequence.strategy}/{sequence.backward}"
+        core = SequenceParallelCore(mesh.cp_group, strategy, sequence.layout, sequence.timeout)
         model.set_attention_core(core)
     spread_experts(model, mesh, config.sequence.layout)
     if config.trainer.recompute == "full":

@@ -1,66 +1,49 @@
 """Attention over a sequence that is split over the ranks of a process group."""
 
-import math
-from functools import partial
-
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from conf.errors import ConfigError
 from conf.rules import nearest
-from parallel.agreement import check_agreement
-from parallel.layout import LAYOUTS
-from parallel.ring import local, ring, token_ring
-from parallel.ring.engine import Call, attention
-from parallel.ring.masks import block_masks
-from parallel.ring.schedule import Problem, Strategy
+from fused.mask import CAUSAL, Mask
+from parallel.layout import LAYOUTS, Layout
+from parallel.ring.operator import Call, attention, place_of
+from parallel.strategies import STRATEGIES, find_strategy, rank_divisor
 
-STRATEGIES: dict[str, Strategy] = {s.name: s for s in (local.STRATEGY, ring.STRATEGY, token_ring.STRATEGY)}
+__all__ = ["STRATEGIES", "SequenceParallelCore", "attend", "attend_with_lse", "find_strategy"]
 
-
-def find_strategy(name: str) -> Strategy:
-    """The strategy of that name.
-
-    Raises:
-        ConfigError: there is none; the message names the known ones and the nearest.
-    """
-    if name not in STRATEGIES:
-        known = tuple(STRATEGIES)
-        raise ConfigError("strategy", name, f"one of {', '.join(known)}", nearest(name, known))
-    return STRATEGIES[name]
+TIMEOUT_SEC = 10.0
 
 
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor | None, layout: str, world_size: int) -> None:
-    shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
-    if not q.dim() == k.dim() == v.dim() == 4:
-        raise ConfigError("attend", shapes, "all are [batch, local_seq, heads, head_dim]", "add the missing dims")
-    if k.shape != v.shape:
-        raise ConfigError("attend", shapes, "k and v have one shape", "project both to the same heads and head_dim")
-    if q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
-        raise ConfigError("attend", shapes, "q and k agree in all but the heads", "pass one rank's shard of all three")
-    if k.shape[2] == 0 or q.shape[2] % k.shape[2] != 0:
-        raise ConfigError("attend", shapes, "k's heads divide q's heads", "repeat or drop key-value heads")
-    if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
-        dtypes = f"q {q.dtype}, k {k.dtype}, v {v.dtype}"
-        raise ConfigError("attend", dtypes, "one floating-point dtype", "cast k and v to q's dtype")
-    if not q.device == k.device == v.device:
-        raise ConfigError("attend", f"{q.device}, {k.device}, {v.device}", "one device", "move k and v to q's device")
-    if q.shape[1] == 0 or q.shape[0] == 0:
-        raise ConfigError("attend", shapes, "at least one token on every rank", "fewer ranks, or a longer sequence")
-    if layout == "zigzag" and world_size > 1 and q.shape[1] % 2 != 0:
+def _call(
+    group: dist.ProcessGroup | None,
+    strategy: str,
+    layout: str | Layout,
+    key_layout: str | Layout | None,
+    mask: Mask,
+    scale: float | None,
+    dropout: float,
+    timeout: float,
+) -> Call:
+    chosen = find_strategy(strategy)
+    for name in (layout, key_layout):
+        if isinstance(name, str) and name not in LAYOUTS:
+            raise ConfigError("layout", name, f"one of {', '.join(LAYOUTS)}", nearest(name, tuple(LAYOUTS)))
+    world_size = 1 if group is None else dist.get_world_size(group)
+    if chosen.single and world_size > 1:
         raise ConfigError(
-            "attend", shapes, "a zigzag shard is two equal chunks", "an even local length, or layout=contiguous"
+            "strategy",
+            strategy,
+            f"it keeps a whole sequence on one rank, the group has {world_size}",
+            "strategy=token_ring or ring, or a group of one rank",
         )
-    if document_ids is not None and document_ids.shape != q.shape[:2]:
-        raise ConfigError(
-            "document_ids",
-            list(document_ids.shape),
-            f"shaped [batch, local_seq] = {list(q.shape[:2])}",
-            "shard them too",
-        )
-    if document_ids is not None and (document_ids.is_floating_point() or document_ids.dtype == torch.bool):
-        raise ConfigError("document_ids", document_ids.dtype, "integers", "document_ids.long()")
+    if world_size % rank_divisor(chosen) != 0:
+        rule = f"its number divides the ranks of the group, {world_size}"
+        raise ConfigError("strategy", strategy, rule, "another number, or none to leave the choice to the strategy")
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError("dropout", dropout, "at least 0 and below 1", "0.0")
+    keys = layout if key_layout is None else key_layout
+    return Call(chosen, None if group is None else group.group_name, layout, keys, mask, scale, dropout, timeout)
 
 
 def attend_with_lse(
@@ -70,40 +53,19 @@ def attend_with_lse(
     *,
     group: dist.ProcessGroup | None,
     strategy: str,
-    layout: str,
-    causal: bool = True,
+    layout: str | Layout,
+    key_layout: str | Layout | None = None,
+    mask: Mask = CAUSAL,
     document_ids: Tensor | None = None,
     scale: float | None = None,
+    dropout: float = 0.0,
+    seed: int = 0,
+    timeout: float = TIMEOUT_SEC,
 ) -> tuple[Tensor, Tensor]:
     """:func:`attend`, and the log-sum-exp of the scores ``[batch, local_seq, heads]`` (fp32, not differentiable)."""
-    chosen = find_strategy(strategy)
-    if layout not in LAYOUTS:
-        raise ConfigError("layout", layout, f"one of {', '.join(LAYOUTS)}", nearest(layout, LAYOUTS))
-    world_size = 1 if group is None else dist.get_world_size(group)
-    rank = 0 if group is None else dist.get_rank(group)
-    if chosen.single and world_size > 1:
-        raise ConfigError(
-            "strategy",
-            strategy,
-            f"it keeps a whole sequence on one rank, the group has {world_size}",
-            "strategy=token_ring or ring, or a group of one rank",
-        )
-    _check_shapes(q, k, v, document_ids, layout, world_size)
-    if group is not None and world_size > 1:
-        check_agreement(
-            group,
-            q.device,
-            {
-                "q": (tuple(q.shape), str(q.dtype)),
-                "k": (tuple(k.shape), str(k.dtype)),
-                "call": (strategy, layout, causal, document_ids is not None, scale),
-            },
-        )
-    # One rank holds everything in order, whatever the layout: its whole sequence is one chunk.
-    problem = Problem(world_size, layout if world_size > 1 else "contiguous", causal)
-    masks = block_masks(problem, q.shape[1], document_ids, group)
-    scale = 1.0 / math.sqrt(q.shape[3]) if scale is None else scale
-    return attention(q, k, v, Call(chosen, problem, rank, group, masks, scale))
+    call = _call(group, strategy, layout, key_layout, mask, scale, dropout, timeout)
+    out, lse = attention(q, k, v, document_ids, place_of(call), seed)
+    return out, lse
 
 
 def attend(
@@ -113,44 +75,60 @@ def attend(
     *,
     group: dist.ProcessGroup | None,
     strategy: str,
-    layout: str,
-    causal: bool = True,
+    layout: str | Layout,
+    key_layout: str | Layout | None = None,
+    mask: Mask = CAUSAL,
     document_ids: Tensor | None = None,
     scale: float | None = None,
+    dropout: float = 0.0,
+    seed: int = 0,
+    timeout: float = TIMEOUT_SEC,
 ) -> Tensor:
     """Softmax attention of this rank's queries over the keys of all ranks of ``group``; differentiable.
 
     Every rank of the group makes the same call on its shard, and takes the backward pass if any does.
 
     Args:
-        q: ``[batch, local_seq, heads, head_dim]``, this rank's shard in the order of ``parallel.layout.positions``.
-        k: ``[batch, local_seq, kv_heads, head_dim]``; kv_heads divides heads, query head ``h`` reads key head
+        q: ``[batch, local_queries, heads, head_dim]``, this rank's shard in the order of its layout.
+        k: ``[batch, local_keys, kv_heads, head_dim]``; kv_heads divides heads, query head ``h`` reads key head
             ``h // (heads // kv_heads)``.
-        v: shaped like ``k``.
+        v: ``[batch, local_keys, kv_heads, value_dim]``.
         group: the ranks that share the sequence, in order; None for a sequence that is not split.
-        strategy: a key of ``STRATEGIES``.
-        layout: which tokens each rank holds, ``contiguous`` or ``zigzag``.
-        causal: a token sees the tokens at or before its own position, else all.
-        document_ids: ``[batch, local_seq]`` integers; a token sees only tokens with its own id. Negative ids are
-            padding, which sees padding. They are gathered over the group once for each tensor object, so pass the
-            same tensor to all layers.
+        strategy: a name that :func:`parallel.strategies.find_strategy` knows.
+        layout: which positions each rank's queries have, a :class:`parallel.layout.Layout`, or the name of one for
+            shards of equal length.
+        key_layout: the same for the keys, where they are not those of the queries; then the queries' positions count
+            in the keys' sequence (``layout.shifted``: new tokens behind a cached prefix).
+        mask: what a query sees, see :class:`fused.mask.Mask`; causal by default.
+        document_ids: ``[batch, local_keys]`` integers; a document is a run of equal ids in the whole sequence and a
+            token sees only its own. Negative ids are padding, which sees padding. They are gathered over the group
+            once for each tensor object, so pass the same tensor to all layers.
         scale: of the scores before the softmax; default ``1 / sqrt(head_dim)``.
+        dropout: the probability with which a weight is dropped, by a counter that ``seed`` and positions determine:
+            the same weights for every strategy and number of ranks.
+        seed: of dropout; another one for every layer and step.
+        timeout: seconds after which a rank that waits for another gives up and says for which.
 
     Returns:
-        ``[batch, local_seq, heads, head_dim]`` in the dtype of ``q``; softmax, sums and merges are in fp32 (fp64 for
-        fp64 inputs).
+        ``[batch, local_queries, heads, value_dim]`` in the dtype of ``q``; softmax, sums and merges are in fp32 (fp64
+        for fp64 inputs). A query that sees no key gets 0.
 
     Raises:
         ConfigError: an unknown strategy or layout, shapes that do not fit together, or ranks whose calls differ.
+        ResourceError: a rank is lost or does not answer; the message names it.
     """
     out, _ = attend_with_lse(
         *(q, k, v),
         group=group,
         strategy=strategy,
         layout=layout,
-        causal=causal,
+        key_layout=key_layout,
+        mask=mask,
         document_ids=document_ids,
         scale=scale,
+        dropout=dropout,
+        seed=seed,
+        timeout=timeout,
     )
     return out
 
@@ -158,9 +136,11 @@ def attend(
 class SequenceParallelCore:
     """The attention core that a model is given when its sequences are split: causal :func:`attend` over ``group``."""
 
-    def __init__(self, group: dist.ProcessGroup | None, strategy: str, layout: str) -> None:
-        self._attend = partial(attend, group=group, strategy=strategy, layout=layout)
+    def __init__(
+        self, group: dist.ProcessGroup | None, strategy: str, layout: str, timeout: float = TIMEOUT_SEC
+    ) -> None:
+        self._place = place_of(_call(group, strategy, layout, None, CAUSAL, None, 0.0, timeout))
 
     def __call__(self, q_BSHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, document_ids_BS: Tensor | None, /) -> Tensor:
         """See ``models.protocols.AttentionCore``."""
-        return self._attend(q_BSHD, k_BSKD, v_BSKD, document_ids=document_ids_BS)
+        return attention(q_BSHD, k_BSKD, v_BSKD, document_ids_BS, self._place, 0)[0]

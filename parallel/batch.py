@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from parallel.layout import shard
+from parallel.layout import named_layout
 from parallel.mesh import Mesh
 
 
@@ -10,8 +10,8 @@ def shard_batch(batch: dict[str, Tensor], mesh: Mesh, layout: str) -> dict[str, 
     """Cut every tensor ``[windows, context]`` to the tokens ``[windows, context / cp]`` that this rank holds.
 
     Labels and positions have to be made for the whole window first: cut together with the tokens they stay right.
-
-    Raises:
-        ConfigError: the layout cannot cut the context evenly over the ranks of ``cp``.
     """
-    return {name: shard(tensor, 1, mesh.cp_size, mesh.cp_rank, layout) for name, tensor in batch.items()}
+    return {
+        name: named_layout(layout, tensor.shape[1], mesh.cp_size).shard(tensor, 1, mesh.cp_rank)
+        for name, tensor in batch.items()
+    }

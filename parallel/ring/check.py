@@ -1,37 +1,51 @@
-"""Proves a schedule right before any process starts, by running it on sets of chunk pairs instead of tensors.
+"""Proves a schedule right before any process starts, by running it on counts of segment pairs instead of tensors.
 
 What is shown for a schedule that passes: every send has one receive, in the same step and order; no rank waits for
-ever; every tensor is at hand where it is used; every visible pair of a query chunk and a key chunk enters its owner's
-sums exactly once; nothing is left behind on other ranks.
+ever; every tensor is at hand where it is used; every visible pair of a query segment and a key segment enters its
+owner's sums exactly once for every head; nothing is left behind on other ranks.
 """
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from parallel.ring.schedule import INPUTS, SUMS, Compute, Kind, Message, Parts, Schedule
+import numpy as np
+from numpy.typing import NDArray
 
-Pair = tuple[int, int]  # (query chunk, key chunk) of the whole sequence
-Key = tuple[Kind, int]
+from parallel.ring.problem import Heads, Segments, Side
+from parallel.ring.schedule import INPUTS, SUMS, Compute, Kind, Message, Schedule
+
+Counts = NDArray[np.int64]  # [query segments, key segments, heads]: how often a pair has been added
 
 
 class ScheduleError(Exception):
     """A schedule breaks a rule; the text says which, where."""
 
 
+def side_of(kind: Kind) -> Side:
+    """Whose segments a message of this kind is made of."""
+    return "keys" if kind in ("keys", "dkeys") else "query"
+
+
+@dataclass
+class _Sum:
+    """A sum for one owner and range of heads: which pairs are in it, by the segments of its owner."""
+
+    counts: dict[int, Counts]  # [segments of the other side of all ranks, heads]
+
+    def add(self, other: "_Sum") -> None:
+        for segment, counts in other.counts.items():
+            self.counts[segment] = self.counts[segment] + counts if segment in self.counts else counts
+
+
 @dataclass
 class _Rank:
     """One rank of the abstract run: which step it is in and at which point of it, and what it holds."""
 
-    inputs: dict[Key, Parts]
-    sums: dict[Key, Counter[Pair]] = field(default_factory=dict)
-    incoming: dict[Key, Message] = field(default_factory=dict)
+    inputs: dict[tuple[Kind, int], list[tuple[Segments, Heads]]]
+    sums: dict[tuple[Kind, int, Heads], _Sum] = field(default_factory=dict)
+    incoming: list[tuple[int, Message]] = field(default_factory=list)  # inputs on their way, by the step of the receive
     step: int = 0
     posted: int = 0  # steps whose receives are posted; its sends follow once their inputs are here
     sent: int = 0  # steps whose sends are posted
-
-
-def _mirror(message: Message, rank: int) -> Message:
-    return Message(message.kind, message.owner, message.parts, rank)
 
 
 def _check_matching(schedule: Schedule) -> None:
@@ -41,14 +55,19 @@ def _check_matching(schedule: Schedule) -> None:
     if len(schedule.ranks) != size or len(lengths) != 1:
         raise ScheduleError(f"{size} ranks need equally many steps, found {[len(steps) for steps in schedule.ranks]}")
     for index in range(lengths.pop()):
-        for source in range(size):
-            for target in range(size):
-                sent = [m for m in schedule.ranks[source][index].sends if m.peer == target]
-                received = [m for m in schedule.ranks[target][index].receives if m.peer == source]
-                if sent and source == target:
-                    raise ScheduleError(f"step {index}: rank {source} sends to itself")
-                if [_mirror(m, source) for m in sent] != received:
-                    raise ScheduleError(f"step {index}: rank {source} sends {sent}, rank {target} receives {received}")
+        sent: dict[tuple[int, int], list[Message]] = {}
+        received: dict[tuple[int, int], list[Message]] = {}
+        for rank, steps in enumerate(schedule.ranks):
+            for message in steps[index].sends:
+                sent.setdefault((rank, message.peer), []).append(replace(message, peer=rank))
+            for message in steps[index].receives:
+                received.setdefault((message.peer, rank), []).append(message)
+        for source, target in sorted(sent | received):
+            if source == target:
+                raise ScheduleError(f"step {index}: rank {source} sends to itself")
+            out, back = sent.get((source, target), []), received.get((source, target), [])
+            if out != back:
+                raise ScheduleError(f"step {index}: rank {source} sends {out}, rank {target} receives {back}")
 
 
 class _Simulation:
@@ -56,11 +75,18 @@ class _Simulation:
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule, self.problem = schedule, schedule.problem
-        own: tuple[Kind, ...] = INPUTS
         self.ranks = [
-            _Rank({(kind, rank): self.problem.whole for kind in own}) for rank in range(self.problem.world_size)
+            _Rank({(kind, rank): [(self.problem.whole(side_of(kind), rank), self.problem.heads)] for kind in INPUTS})
+            for rank in range(self.problem.world_size)
         ]
-        self.in_flight: dict[tuple[int, Message], Counter[Pair]] = {}  # sums by (receiving rank, message)
+        self.in_flight: dict[tuple[int, Message], list[_Sum]] = {}  # sums by (receiving rank, message)
+        self.receive_steps: list[dict[Message, list[int]]] = []  # in which steps a rank receives a message
+        for steps in schedule.ranks:
+            found: dict[Message, list[int]] = {}
+            for index, step in enumerate(steps):
+                for message in step.receives:
+                    found.setdefault(message, []).append(index)
+            self.receive_steps.append(found)
 
     def run(self) -> None:
         moved = True
@@ -78,24 +104,23 @@ class _Simulation:
         """A message of ``step`` is here once its sender has posted it (receives are posted before)."""
         return self.ranks[peer].sent > step
 
-    def _input_here(self, rank: int, key: Key) -> bool:
+    def _inputs_here(self, rank: int, kind: Kind, owner: int, segments: Segments) -> bool:
+        """Whether what is on its way of these segments has come; if so it is taken in."""
         state = self.ranks[rank]
-        message = state.incoming.get(key)
-        if message is None:
-            return True
-        step = self._step_of(rank, message)
-        if not self._arrived(message.peer, step):
-            return False
-        state.inputs[key] = message.parts
-        del state.incoming[key]
+        for entry in list(state.incoming):
+            step, message = entry
+            if (message.kind, message.owner) == (kind, owner) and not set(segments).isdisjoint(message.segments):
+                if not self._arrived(message.peer, step):
+                    return False
+                state.inputs.setdefault((kind, owner), []).append((message.segments, message.heads))
+                state.incoming.remove(entry)
         return True
 
-    def _step_of(self, rank: int, message: Message) -> int:
-        """The step in which ``rank`` posts this receive, the latest one that it has come to."""
-        for index in range(self.ranks[rank].posted - 1, -1, -1):
-            if message in self.schedule.ranks[rank][index].receives:
-                return index
-        raise ScheduleError(f"rank {rank} waits for {message}, which it has not begun to receive")
+    def _sum_here(self, rank: int, message: Message) -> bool:
+        steps = [step for step in self.receive_steps[rank].get(message, []) if step < self.ranks[rank].posted]
+        if not steps:
+            raise ScheduleError(f"rank {rank} merges {message}, which it has not begun to receive")
+        return self._arrived(message.peer, steps[-1])
 
     def _advance(self, rank: int) -> bool:
         """Take the next point of a rank's current step if nothing holds it up; whether it moved."""
@@ -108,22 +133,21 @@ class _Simulation:
             if any(self.ranks[m.peer].posted < state.step for m in before):
                 return False  # a send ends when the other side has posted its receive
             state.posted += 1
-            for message in step.receives:
-                if message.kind in INPUTS:
-                    state.incoming[message.kind, message.owner] = message
+            state.incoming += [(state.step, message) for message in step.receives if message.kind in INPUTS]
             return True
         if state.sent == state.step:
-            if not all(self._input_here(rank, (m.kind, m.owner)) for m in step.sends if m.kind in INPUTS):
+            if not all(self._inputs_here(rank, m.kind, m.owner, m.segments) for m in step.sends if m.kind in INPUTS):
                 return False
             for message in step.sends:
                 self._send(rank, message)
             state.sent += 1
             return True
-        queries: list[Key] = [("query", block.queries) for block in step.computes]
-        keys: list[Key] = [("keys", block.keys) for block in step.computes]
-        if not all(self._input_here(rank, key) for key in queries + keys):
-            return False
-        if not all(self._arrived(m.peer, self._step_of(rank, m)) for m in step.merges):
+        for block in step.computes:
+            if not self._inputs_here(rank, "query", block.queries, block.query_segments):
+                return False
+            if not self._inputs_here(rank, "keys", block.keys, block.key_segments):
+                return False
+        if not all(self._sum_here(rank, message) for message in step.merges):
             return False
         for block in step.computes:
             self._compute(rank, block)
@@ -132,59 +156,74 @@ class _Simulation:
         state.step += 1
         return True
 
-    def _require(self, rank: int, key: Key, parts: Parts, purpose: object) -> None:
-        held = self.ranks[rank].inputs.get(key)
-        if held is None or not held.covers(parts):
-            raise ScheduleError(f"rank {rank} holds {held} of {key} but needs {parts} for {purpose}")
+    def _require(self, rank: int, kind: Kind, owner: int, segments: Segments, heads: Heads, purpose: object) -> None:
+        held = self.ranks[rank].inputs.get((kind, owner), [])
+        there = {segment for some, sliced in held if sliced.covers(heads) for segment in some}
+        if not segments or not there.issuperset(segments):
+            raise ScheduleError(f"rank {rank} holds {held} of {kind} {owner} but needs {segments} for {purpose}")
 
     def _send(self, rank: int, message: Message) -> None:
         if message.kind in INPUTS:
-            self._require(rank, (message.kind, message.owner), message.parts, message)
+            self._require(rank, message.kind, message.owner, message.segments, message.heads, message)
             return
-        total = self.ranks[rank].sums.pop((message.kind, message.owner), None)
-        if total is None:
-            raise ScheduleError(f"rank {rank} has no sum to send as {message}")
-        index = 1 if message.kind == "dkeys" else 0
-        chunks = self.problem.chunks(message.owner)[message.parts.start : message.parts.stop]
-        if any(pair[index] not in chunks for pair in total):
-            raise ScheduleError(f"rank {rank} sends {message}, which leaves out part of what it has summed")
-        self.in_flight[message.peer, _mirror(message, rank)] = total
+        key = (message.kind, message.owner, message.heads)
+        total = self.ranks[rank].sums.get(key, _Sum({}))
+        if not message.segments or not set(message.segments) <= set(total.counts):
+            raise ScheduleError(f"rank {rank} has no such sum to send: {message}")
+        leaving = _Sum({segment: total.counts.pop(segment) for segment in message.segments})
+        self.in_flight.setdefault((message.peer, replace(message, peer=rank)), []).append(leaving)
+        if not total.counts:
+            del self.ranks[rank].sums[key]
 
     def _merge(self, rank: int, message: Message) -> None:
-        total = self.in_flight.pop((rank, message), None)
-        if total is None:
+        waiting = self.in_flight.get((rank, message))
+        if not waiting:
             raise ScheduleError(f"rank {rank} merges {message} twice or without having received it")
-        self.ranks[rank].sums.setdefault((message.kind, message.owner), Counter()).update(total)
+        key = (message.kind, message.owner, message.heads)
+        self.ranks[rank].sums.setdefault(key, _Sum({})).add(waiting.pop(0))
 
     def _compute(self, rank: int, block: Compute) -> None:
-        self._require(rank, ("query", block.queries), block.query_parts, block)
-        self._require(rank, ("keys", block.keys), block.key_parts, block)
-        queries = self.problem.chunks(block.queries)[slice(*block.query_parts)]
-        keys = self.problem.chunks(block.keys)[slice(*block.key_parts)]
-        pairs = Counter((q, k) for q in queries for k in keys if self.problem.visible(q, k))
-        if not pairs:
-            raise ScheduleError(f"rank {rank} computes {block}, of which nothing is visible")
+        self._require(rank, "query", block.queries, block.query_segments, block.heads, block)
+        self._require(rank, "keys", block.keys, block.key_segments, block.heads, block)
+        problem = self.problem
+        rows = [problem.span("query", block.queries).start + segment for segment in block.query_segments]
+        columns = [problem.span("keys", block.keys).start + segment for segment in block.key_segments]
+        seen = np.zeros(problem.pairs.shape, dtype=np.int64)
+        seen[np.ix_(rows, columns)] = problem.seen[np.ix_(rows, columns)]
+        if not (seen[rows].any(1).all() and seen[:, columns].any(0).all()):
+            raise ScheduleError(f"rank {rank} computes {block}, of which some segment sees nothing")
+        heads = np.zeros(len(problem.heads), dtype=np.int64)
+        heads[block.heads.start - problem.heads.start : block.heads.stop - problem.heads.start] = 1
         for kind in SUMS[self.schedule.direction]:
+            if kind == "dkeys":
+                found = _Sum({s: np.outer(seen[:, c], heads) for s, c in zip(block.key_segments, columns, strict=True)})
+            else:
+                found = _Sum({s: np.outer(seen[r], heads) for s, r in zip(block.query_segments, rows, strict=True)})
             owner = block.keys if kind == "dkeys" else block.queries
-            self.ranks[rank].sums.setdefault((kind, owner), Counter()).update(pairs)
+            self.ranks[rank].sums.setdefault((kind, owner, block.heads), _Sum({})).add(found)
 
     def check_result(self) -> None:
-        """Every rank ends with its own sums and no others, each visible pair in them once."""
-        if self.in_flight:
-            raise ScheduleError(f"sent but never merged: {list(self.in_flight)}")
-        size = self.problem.world_size
-        everything = [chunk for rank in range(size) for chunk in self.problem.chunks(rank)]
+        """Every rank ends with its own sums and no others, each visible pair in them once for every head."""
+        lost = [message for message, sums in self.in_flight.items() if sums]
+        if lost:
+            raise ScheduleError(f"sent but never merged: {lost}")
+        seen = self.problem.seen.astype(np.int64)
         for rank, state in enumerate(self.ranks):
             for kind in SUMS[self.schedule.direction]:
-                own = self.problem.chunks(rank)
-                queries, keys = (everything, own) if kind == "dkeys" else (own, everything)
-                wanted = Counter((q, k) for q in queries for k in keys if self.problem.visible(q, k))
-                found = state.sums.pop((kind, rank), Counter())
-                if found != wanted:
-                    raise ScheduleError(
-                        f"rank {rank}, {kind}: missing {sorted((wanted - found).elements())}, "
-                        f"too many {sorted((found - wanted).elements())}"
-                    )
+                total = _Sum({})
+                for key in [key for key in state.sums if key[:2] == (kind, rank)]:
+                    total.add(state.sums.pop(key))
+                side = side_of(kind)
+                first = self.problem.span(side, rank).start
+                for segment in self.problem.whole(side, rank):
+                    wanted = seen[:, first + segment] if side == "keys" else seen[first + segment]
+                    found = total.counts.get(segment, np.zeros((len(wanted), len(self.problem.heads)), np.int64))
+                    if (found != wanted[:, None]).any():
+                        raise ScheduleError(
+                            f"rank {rank}, {kind}, segment {segment}: missing (other segment, head) "
+                            f"{np.argwhere(found < wanted[:, None]).tolist()}, "
+                            f"too many {np.argwhere(found > wanted[:, None]).tolist()}"
+                        )
             if state.sums:
                 raise ScheduleError(f"rank {rank} ends with sums of other ranks: {list(state.sums)}")
 
@@ -195,28 +234,3 @@ def check(schedule: Schedule) -> None:
     simulation = _Simulation(schedule)
     simulation.run()
     simulation.check_result()
-
-
-def link_traffic(schedule: Schedule) -> dict[tuple[int, int], Counter[Kind]]:
-    """Chunks of each kind that each directed link ``(source, target)`` carries in one call."""
-    traffic: dict[tuple[int, int], Counter[Kind]] = {}
-    for _, rank, message in schedule.messages():
-        traffic.setdefault((rank, message.peer), Counter())[message.kind] += len(message.parts)
-    return traffic
-
-
-def chunk_bytes(
-    schedule: Schedule, *, batch: int, local_seq: int, heads: int, kv_heads: int, head_dim: int, element_bytes: int
-) -> dict[Kind, int]:
-    """Bytes of one chunk of each kind, as :mod:`parallel.ring.workers` sends them (sums and statistics in fp32)."""
-    tokens = batch * (local_seq // len(schedule.problem.whole))
-    query, keys = tokens * heads * head_dim, 2 * tokens * kv_heads * head_dim
-    statistic = 4 * tokens * heads
-    backward = schedule.direction == "backward"
-    return {
-        "query": query * element_bytes * (2 if backward else 1) + (2 * statistic if backward else 0),
-        "keys": keys * element_bytes,
-        "out": query * element_bytes + statistic,
-        "dquery": 4 * query,
-        "dkeys": 4 * keys,
-    }

@@ -1,36 +1,40 @@
-"""Runs a schedule: one loop for every strategy, forward and backward, inside one autograd function.
+"""Runs a schedule: one loop for every strategy, forward and backward.
 
-The loop moves tensors and waits; a worker says what an input, a block and a sum are in its direction. At any time a
-rank holds its own tensors, the inputs of the current block and those arriving for the next, and likewise two sums in
-flight: the extra memory does not grow with the number of ranks.
+The loop moves tensors and waits; a worker says what an input, a block and a sum are in its direction. Where shards
+travel hop by hop, a rank holds its own tensors, the inputs of the current block and those arriving for the next, and
+likewise two sums in flight: the extra memory does not grow with the number of ranks.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fused.block import accumulation_dtype
 from parallel.ring.channel import Arrival, Channel
-from parallel.ring.schedule import INPUTS, Message, Problem, Schedule, Step, Strategy
-from parallel.ring.workers import Backward, Forward, Key, Masks, Shards, Worker
+from parallel.ring.problem import Segments
+from parallel.ring.schedule import INPUTS, Kind, Message, Schedule, Step, Strategy
+from parallel.ring.workers import Backward, Forward, Rules, Shards, Worker
 
 
 @lru_cache(maxsize=1024)
-def last_uses(schedule: Schedule, rank: int) -> tuple[frozenset[Key], ...]:
-    """For each step the inputs of other ranks that no later step uses."""
-    later: set[Key] = {(kind, rank) for kind in INPUTS}
-    dead: list[frozenset[Key]] = []
-    for step in reversed(schedule.ranks[rank]):
-        used: set[Key] = {(message.kind, message.owner) for message in step.sends if message.kind in INPUTS}
+def last_uses(schedule: Schedule, rank: int) -> tuple[tuple[Message, ...], ...]:
+    """For each step the received inputs that no later step uses."""
+    last: dict[tuple[Kind, int, int], int] = {}
+    for index, step in enumerate(schedule.ranks[rank]):
+        used: list[tuple[Kind, int, Segments]] = []
+        used.extend((message.kind, message.owner, message.segments) for message in step.sends)
         for block in step.computes:
-            used |= {("query", block.queries), ("keys", block.keys)}
-        dead.append(frozenset(used - later))
-        later |= used
-    return tuple(dead[::-1])
+            used.append(("query", block.queries, block.query_segments))
+            used.append(("keys", block.keys, block.key_segments))
+        last |= {(kind, owner, segment): index for kind, owner, segments in used for segment in segments}
+    dead: list[list[Message]] = [[] for _ in schedule.ranks[rank]]
+    for index, step in enumerate(schedule.ranks[rank]):
+        for message in step.receives:
+            if message.kind in INPUTS:
+                uses = [last.get((message.kind, message.owner, segment), index) for segment in message.segments]
+                dead[max(uses)].append(message)
+    return tuple(tuple(messages) for messages in dead)
 
 
 class _Run:
@@ -38,7 +42,7 @@ class _Run:
 
     def __init__(self, worker: Worker, channel: Channel | None) -> None:
         self._worker, self._channel = worker, channel
-        self._inputs: dict[Key, tuple[Message, list[Arrival]]] = {}
+        self._inputs: dict[tuple[Kind, int], list[tuple[Message, list[Arrival]]]] = {}
         self._sums: dict[Message, list[Arrival]] = {}
 
     def _exchange(self, step: Step) -> None:
@@ -46,90 +50,62 @@ class _Run:
             return
         self._channel.finish_sends()
         for message in step.receives:
-            arrivals = self._channel.receive([(message.peer, room) for room in self._worker.room(message)])
+            arrivals = self._channel.receive(message.peer, self._worker.room(message))
             if message.kind in INPUTS:
-                self._inputs[message.kind, message.owner] = (message, arrivals)
+                self._inputs.setdefault((message.kind, message.owner), []).append((message, arrivals))
             else:
                 self._sums[message] = arrivals
         parcels: list[tuple[int, Tensor]] = []
         for message in step.sends:
-            self._await_input((message.kind, message.owner))
+            if message.kind in INPUTS:
+                self._await_inputs(message.kind, message.owner, message.segments)
             parcels += [(message.peer, tensor) for tensor in self._worker.outgoing(message)]
         self._channel.send(parcels)
 
-    def _await_input(self, key: Key) -> None:
-        if key in self._inputs:
-            message, arrivals = self._inputs.pop(key)
-            self._worker.inputs[key] = (message.parts, [arrival.wait() for arrival in arrivals])
+    def _await_inputs(self, kind: Kind, owner: int, segments: Segments) -> None:
+        waiting = self._inputs.get((kind, owner), [])
+        for entry in [entry for entry in waiting if not set(segments).isdisjoint(entry[0].segments)]:
+            waiting.remove(entry)
+            self._worker.take_in(entry[0], [arrival.wait() for arrival in entry[1]])
 
-    def step(self, step: Step, dead: frozenset[Key]) -> None:
+    def step(self, step: Step, dead: tuple[Message, ...]) -> None:
         self._exchange(step)
         for block in step.computes:
-            self._await_input(("query", block.queries))
-            self._await_input(("keys", block.keys))
+            self._await_inputs("query", block.queries, block.query_segments)
+            self._await_inputs("keys", block.keys, block.key_segments)
             self._worker.compute(block)
         for message in step.merges:
             tensors = [arrival.wait() for arrival in self._sums.pop(message)]
-            self._worker.add_to_sum(message.kind, message.owner, message.parts, tensors)
-        for key in dead:
-            self._worker.inputs.pop(key)
-
-    def finish(self) -> None:
-        if self._channel is not None:
-            self._channel.finish_sends()
+            self._worker.add(message.kind, message.owner, message.segments, message.heads, tensors)
+        for message in dead:
+            self._await_inputs(message.kind, message.owner, message.segments)
+            self._worker.drop(message)
 
 
-def run(schedule: Schedule, rank: int, worker: Worker, group: dist.ProcessGroup | None) -> None:
-    """Execute this rank's steps; ``worker`` holds the results afterwards."""
-    channel = None if group is None else Channel(group, worker.shards.q.device)
-    execution = _Run(worker, channel)
+def run(schedule: Schedule, worker: Worker, channel: Channel | None) -> None:
+    """Execute a rank's steps; ``worker`` holds the results afterwards."""
+    execution, rank = _Run(worker, channel), worker.rules.rank
     for step, dead in zip(schedule.ranks[rank], last_uses(schedule, rank), strict=True):
         execution.step(step, dead)
-    execution.finish()
+    if channel is not None:
+        channel.finish_sends()
 
 
-@dataclass(frozen=True, eq=False)
-class Call:
-    """Everything about an attention call but its tensors."""
-
-    strategy: Strategy
-    problem: Problem
-    rank: int
-    group: dist.ProcessGroup | None
-    masks: Masks
-    scale: float
+def forward(strategy: Strategy, rules: Rules, shards: Shards, channel: Channel | None) -> tuple[Tensor, Tensor]:
+    """``(out, lse)`` of this rank's queries over all ranks' keys, ``out`` in the dtype of the queries."""
+    worker = Forward(rules, shards)
+    run(strategy.forward(rules.scene.problem), worker, channel)
+    out, lse = worker.result()
+    return out.to(shards.q.dtype), lse
 
 
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-        worker = Forward(call.problem, call.rank, Shards(q, k, v), call.masks, call.scale)
-        run(call.strategy.forward(call.problem), call.rank, worker, call.group)
-        wide_out, lse = worker.result()
-        out = wide_out.to(q.dtype)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.mark_non_differentiable(lse)
-        ctx.call = call
-        return out, lse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, v, out, lse = ctx.saved_tensors
-        call: Call = ctx.call
-        d_out = grad_outputs[0].to(q.dtype).contiguous()
-        delta = torch.linalg.vecdot(d_out.to(lse.dtype), out.to(lse.dtype))
-        worker = Backward(call.problem, call.rank, Shards(q, k, v), call.masks, call.scale, (d_out, lse, delta))
-        run(call.strategy.backward(call.problem), call.rank, worker, call.group)
-        dq, dk, dv = worker.result()
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    """``(out, lse)`` of this rank's queries over all ranks' keys; differentiable through ``out``.
-
-    Shapes: q and out ``[batch, local_seq, heads, head_dim]``, k and v ``[batch, local_seq, kv_heads, head_dim]``, lse
-    ``[batch, local_seq, heads]``. The backward pass communicates: all ranks must take it, in the same order.
-    """
-    out, lse = _Attention.apply(q.contiguous(), k.contiguous(), v.contiguous(), call)  # pyright: ignore[reportGeneralTypeIssues]
-    return out, lse
+def backward(
+    strategy: Strategy, rules: Rules, shards: Shards, out: Tensor, lse: Tensor, d_out: Tensor, channel: Channel | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(dq, dk, dv)`` of this rank's shards, in their dtypes, from the gradient of ``out``."""
+    wide = accumulation_dtype(shards.q.dtype)
+    delta = torch.linalg.vecdot(d_out.to(wide), out.to(wide))
+    worker = Backward(rules, shards, (d_out, lse, delta))
+    run(strategy.backward(rules.scene.problem), worker, channel)
+    dq, dk, dv = worker.result()
+    return dq.to(shards.q.dtype), dk.to(shards.k.dtype), dv.to(shards.v.dtype)

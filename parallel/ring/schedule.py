@@ -4,8 +4,8 @@ Ranks own shards of queries and of keys-and-values. A strategy says which of the
 block is computed; :mod:`parallel.ring.check` proves a schedule right without running it and
 :mod:`parallel.ring.engine` runs it. Nothing here knows tensors.
 
-A shard is made of the chunks of :mod:`parallel.layout`, and everything that travels is a range of the owner's chunks.
-Two sorts of things travel:
+What travels is part of a shard: some of its segments (:mod:`parallel.ring.problem`), for some of the heads. Two sorts
+of things travel:
 
 - inputs (``query``, ``keys``): copied when sent. In a backward schedule ``query`` stands for the queries together with
   the gradient of their output, their lse and their delta.
@@ -14,10 +14,9 @@ Two sorts of things travel:
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from parallel.layout import chunks
+from parallel.ring.problem import Heads, Problem, Segments, Side
 
 Kind = Literal["query", "keys", "out", "dquery", "dkeys"]
 Direction = Literal["forward", "backward"]
@@ -25,42 +24,32 @@ INPUTS: tuple[Kind, ...] = ("query", "keys")
 SUMS: dict[str, tuple[Kind, ...]] = {"forward": ("out",), "backward": ("dquery", "dkeys")}
 
 
-class Parts(NamedTuple):
-    """The chunks ``[start, stop)`` of a shard, counted inside the shard."""
-
-    start: int
-    stop: int
-
-    def union(self, other: "Parts") -> "Parts":
-        """The smallest range that holds both."""
-        return Parts(min(self.start, other.start), max(self.stop, other.stop))
-
-    def covers(self, other: "Parts") -> bool:
-        return self.start <= other.start and other.stop <= self.stop
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
 @dataclass(frozen=True)
 class Message:
-    """Part of what belongs to ``owner``'s shard, to (in a rank's sends) or from (in its receives) ``peer``."""
+    """Part of what belongs to ``owner``'s shard, to (in a rank's sends) or from (in its receives) ``peer``.
+
+    A sum that travels on after others were added to it is ``wide``: it keeps the dtype of accumulation, or every hop
+    would round it.
+    """
 
     kind: Kind
     owner: int
-    parts: Parts
+    segments: Segments
+    heads: Heads
     peer: int
+    wide: bool = False
 
 
 @dataclass(frozen=True)
 class Compute:
-    """One block: chunks of one shard's queries against chunks of one shard's keys. Both are at hand, and what comes out
-    is added to the sums of their owners that this rank holds."""
+    """One block: segments of one shard's queries against segments of one shard's keys. Both are at hand, and what comes
+    out is added to the sums of their owners that this rank holds."""
 
     queries: int
-    query_parts: Parts
+    query_segments: Segments
     keys: int
-    key_parts: Parts
+    key_segments: Segments
+    heads: Heads
 
 
 @dataclass(frozen=True)
@@ -73,38 +62,6 @@ class Step:
     sends: tuple[Message, ...] = ()
     computes: tuple[Compute, ...] = ()
     merges: tuple[Message, ...] = ()
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What has to be computed: every visible pair of a query chunk and a key chunk, once."""
-
-    world_size: int
-    layout: str
-    causal: bool
-
-    def chunks(self, rank: int) -> tuple[int, ...]:
-        return chunks(self.world_size, rank, self.layout)
-
-    @cached_property
-    def whole(self) -> Parts:
-        return Parts(0, len(self.chunks(0)))
-
-    def visible(self, query_chunk: int, key_chunk: int) -> bool:
-        return key_chunk <= query_chunk or not self.causal
-
-    def need(self, queries: int, keys: int) -> Compute | None:
-        """The block of two shards without the outer chunks that the mask empties; None when it empties all."""
-        pairs = [
-            (i, j)
-            for i, query_chunk in enumerate(self.chunks(queries))
-            for j, key_chunk in enumerate(self.chunks(keys))
-            if self.visible(query_chunk, key_chunk)
-        ]
-        if not pairs:
-            return None
-        rows, columns = {i for i, _ in pairs}, {j for _, j in pairs}
-        return Compute(queries, Parts(min(rows), max(rows) + 1), keys, Parts(min(columns), max(columns) + 1))
 
 
 @dataclass(frozen=True)
@@ -122,14 +79,22 @@ class Schedule:
                 yield from ((index, rank, message) for message in step.sends)
 
     @property
-    def volume(self) -> int:
-        """Chunks sent by all ranks together, whatever their kind."""
-        return sum(len(message.parts) for _, _, message in self.messages())
+    def haul(self) -> int:
+        """Tokens times the links of a ring of ranks that they travel, whatever the kind."""
+        total, size = 0, self.problem.world_size
+        for _, rank, message in self.messages():
+            side: Side = "keys" if message.kind in ("keys", "dkeys") else "query"
+            distance = (rank - message.peer) % size
+            total += self.problem.tokens(side, message.owner, message.segments) * min(distance, size - distance)
+        return total
+
+
+Build = Callable[[Problem, Direction], Schedule]
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A name and two builders of schedules. ``single`` strategies cannot split a sequence over ranks."""
+    """How to make the forward and the backward schedule of a problem; ``single`` ones run on one rank only."""
 
     name: str
     forward: Callable[[Problem], Schedule]
@@ -153,18 +118,22 @@ class Draft:
         self.direction: Direction = direction
         self._ranks: list[list[_DraftStep]] = [[] for _ in range(problem.world_size)]
 
+    @property
+    def steps(self) -> int:
+        """How many there are so far."""
+        return len(self._ranks[0])
+
     def _step(self, rank: int, index: int) -> _DraftStep:
-        for steps in self._ranks:
-            while len(steps) <= index:
-                steps.append(_DraftStep())
+        if index >= self.steps:
+            for steps in self._ranks:
+                steps += [_DraftStep() for _ in range(index + 1 - len(steps))]
         return self._ranks[rank][index]
 
-    def transfer(
-        self, step: int, source: int, target: int, kind: Kind, owner: int, parts: Parts, merge: int | None = None
-    ) -> None:
-        """Send in ``step``; a sum is merged by ``target`` at the end of its step ``merge``."""
-        self._step(source, step).sends.append(Message(kind, owner, parts, target))
-        received = Message(kind, owner, parts, source)
+    def transfer(self, step: int, source: int, message: Message, merge: int | None = None) -> None:
+        """Send in ``step`` from ``source`` to the message's peer; a sum is merged there in step ``merge``."""
+        target = message.peer
+        self._step(source, step).sends.append(message)
+        received = Message(message.kind, message.owner, message.segments, message.heads, source, message.wide)
         self._step(target, step).receives.append(received)
         if merge is not None:
             self._step(target, merge).merges.append(received)
@@ -172,36 +141,13 @@ class Draft:
     def compute(self, step: int, rank: int, block: Compute) -> None:
         self._step(rank, step).computes.append(block)
 
+    def merges(self, rank: int) -> bool:
+        """Whether sums of this rank's come in from others."""
+        return any(step.merges for step in self._ranks[rank])
+
     def finish(self) -> Schedule:
         ranks = tuple(
             tuple(Step(tuple(s.receives), tuple(s.sends), tuple(s.computes), tuple(s.merges)) for s in steps)
             for steps in self._ranks
         )
         return Schedule(self.direction, self.problem, ranks)
-
-
-class Stop(NamedTuple):
-    """A rank that a travelling shard visits: what arrives there and what is computed there."""
-
-    rank: int
-    carried: Parts
-    block: Compute | None
-
-
-def journey(problem: Problem, owner: int, travels: Kind, shift: int) -> list[Stop]:
-    """The way of one shard of inputs around the ring, ``shift`` ranks a hop, from home to the last rank that needs it.
-
-    Each hop carries only the chunks that this stop or a later one needs.
-    """
-    size = problem.world_size
-    stops: list[Stop] = []
-    carried: Parts | None = None
-    for hop in reversed(range(size)):
-        rank = (owner + hop * shift) % size
-        block = problem.need(owner, rank) if travels == "query" else problem.need(rank, owner)
-        if block is not None:
-            needed = block.query_parts if travels == "query" else block.key_parts
-            carried = needed if carried is None else carried.union(needed)
-        if carried is not None:
-            stops.append(Stop(rank, carried, block))
-    return stops[::-1]

@@ -1,25 +1,25 @@
 """What the inputs, blocks and sums of a schedule are made of, forward and backward.
 
-Shapes: queries ``[batch, Sq, heads, D]``, keys and values ``[batch, Sk, kv_heads, D]``, lse and delta
-``[batch, Sq, heads]``. lse and delta travel in the dtype of accumulation (fp32), partial outputs in the dtype of the
-queries, each rounded once; gradients travel in the dtype of accumulation.
+Shapes: queries ``[batch, Sq, heads, D]``, keys ``[batch, Sk, kv_heads, D]``, values ``[batch, Sk, kv_heads, Dv]``, lse
+and delta ``[batch, Sq, heads]``. lse, delta and gradients travel in the dtype of accumulation (fp32), so do results
+that others are still added to; a partial output on its way home travels in the dtype of the queries, rounded once.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fused.block import accumulation_dtype, block_backward, block_forward
-from fused.mask import BlockMask
+from fused.dropout import Dropout
 from fused.merge import merge_
-from parallel.ring.schedule import INPUTS, Compute, Kind, Message, Parts, Problem
-from parallel.ring.sums import Sum, add_plain, narrow
-
-Masks = Callable[[Compute], BlockMask]
-Key = tuple[Kind, int]
+from parallel.ring.check import side_of
+from parallel.ring.problem import Heads, Segments
+from parallel.ring.scene import Scene
+from parallel.ring.schedule import INPUTS, Compute, Kind, Message
+from parallel.ring.sums import Sum, add_plain, select, spans
 
 
 class Shards(NamedTuple):
@@ -30,69 +30,138 @@ class Shards(NamedTuple):
     v: Tensor
 
 
-class Wire(NamedTuple):
-    """A tensor on the wire: shaped like one of ours, without the head dim if ``scalar``."""
+@dataclass(frozen=True)
+class Rules:
+    """The arithmetic of a call."""
 
-    like: Tensor
-    dtype: torch.dtype
-    scalar: bool = False
+    scene: Scene
+    rank: int
+    scale: float
+    dropout: Dropout | None = None
+
+
+class _Held(NamedTuple):
+    """An input at hand: which part of its shard, and the tensors."""
+
+    segments: Segments
+    heads: Heads
+    tensors: list[Tensor]
 
 
 class Worker(ABC):
     """Inputs and sums by kind and owner, and what a block does with them."""
 
-    empty: dict[Kind, tuple[float, ...]]
+    empty: dict[Kind, tuple[float, ...]]  # what each tensor of a sum holds before anything is added
 
-    def __init__(self, problem: Problem, rank: int, shards: Shards, masks: Masks, scale: float) -> None:
-        self.rank, self.shards, self.masks, self.scale = rank, shards, masks, scale
-        self.whole = problem.whole
+    def __init__(self, rules: Rules, shards: Shards) -> None:
+        self.rules, self.shards, self.problem = rules, shards, rules.scene.problem
         self.wide = accumulation_dtype(shards.q.dtype)
-        self.inputs: dict[Key, tuple[Parts, list[Tensor]]] = {("keys", rank): (self.whole, [shards.k, shards.v])}
-        self.sums: dict[Key, Sum] = {}
+        self._inputs: dict[tuple[Kind, int], dict[Message | None, _Held]] = {}
+        self._sums: dict[tuple[Kind, int, Heads], Sum] = {}
+        self._own("keys", [shards.k, shards.v])
+
+    def _own(self, kind: Kind, tensors: list[Tensor]) -> None:
+        rank = self.rules.rank
+        held = _Held(self.problem.whole(side_of(kind), rank), self.problem.heads, tensors)
+        self._inputs[kind, rank] = {None: held}
 
     @abstractmethod
-    def wire(self, kind: Kind) -> list[Wire]:
-        """The tensors that a message of this kind is made of."""
+    def wire(self, message: Message) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """What a message is made of: of each tensor the dims after ``[batch, tokens]``, and the dtype."""
 
     @abstractmethod
     def compute(self, block: Compute) -> None:
         """Compute a block and add it to the sums of its owners."""
 
-    def add(self, total: list[Tensor], part: list[Tensor]) -> None:
+    def merge(self, total: list[Tensor], part: list[Tensor]) -> None:
         add_plain(total, part)
+
+    def _lengths(self, kind: Kind, owner: int) -> list[int]:
+        return [len(run) for run in self.problem.parts(side_of(kind))[owner]]
+
+    def _tensor_heads(self, kind: Kind, heads: Heads) -> Heads:
+        """The heads of a kind's tensors that belong to some query heads."""
+        return self.problem.key_heads(heads) if side_of(kind) == "keys" else heads
 
     def room(self, message: Message) -> list[Tensor]:
         """Empty tensors to receive a message into."""
-        rooms: list[Tensor] = []
-        for like, dtype, scalar in self.wire(message.kind):
-            tokens = like.shape[1] // len(self.whole) * len(message.parts)
-            rest = like.shape[2:3] if scalar else like.shape[2:]
-            rooms.append(torch.empty((like.shape[0], tokens, *rest), dtype=dtype, device=like.device))
-        return rooms
+        like = self.shards.q
+        tokens = self.problem.tokens(side_of(message.kind), message.owner, message.segments)
+        return [
+            torch.empty((like.shape[0], tokens, *shape), dtype=dtype, device=like.device)
+            for shape, dtype in self.wire(message)
+        ]
 
-    def input(self, kind: Kind, owner: int, parts: Parts) -> list[Tensor]:
-        held, tensors = self.inputs[kind, owner]
-        return narrow(tensors, held, parts)
+    def take_in(self, message: Message, tensors: list[Tensor]) -> None:
+        """Keep an input that has arrived."""
+        held = _Held(message.segments, message.heads, tensors)
+        self._inputs.setdefault((message.kind, message.owner), {})[message] = held
+
+    def drop(self, message: Message) -> None:
+        """Let go of an input of another rank."""
+        del self._inputs[message.kind, message.owner][message]
+
+    def input(self, kind: Kind, owner: int, segments: Segments, heads: Heads) -> list[Tensor]:
+        """Part of a shard at hand; views where it lies side by side in one message."""
+        lengths = self._lengths(kind, owner)
+        pieces: dict[int, list[Tensor]] = {}
+        for held in self._inputs[kind, owner].values():
+            some = tuple(segment for segment in segments if segment in held.segments and segment not in pieces)
+            if not some or not held.heads.covers(heads):
+                continue
+            there, wanted = self._tensor_heads(kind, held.heads), self._tensor_heads(kind, heads)
+            tensors = held.tensors
+            if there != wanted:
+                tensors = [x.narrow(2, wanted.start - there.start, len(wanted)) for x in tensors]
+            if some == segments:
+                return select(tensors, spans(lengths, held.segments, some))
+            pieces |= {segment: select(tensors, spans(lengths, held.segments, (segment,))) for segment in some}
+        return [torch.cat(parts, 1) for parts in zip(*(pieces[segment] for segment in segments), strict=True)]
 
     def outgoing(self, message: Message) -> list[Tensor]:
         """Contiguous tensors to send. An input stays, a sum leaves this rank."""
         if message.kind in INPUTS:
-            return [x.contiguous() for x in self.input(message.kind, message.owner, message.parts)]
-        total = self.sums.pop((message.kind, message.owner))
-        tensors = narrow(total.tensors, total.parts, message.parts)
-        return [x.to(w.dtype).contiguous() for x, w in zip(tensors, self.wire(message.kind), strict=True)]
-
-    def add_to_sum(self, kind: Kind, owner: int, parts: Parts, tensors: list[Tensor]) -> None:
-        key: Key = (kind, owner)
-        if key in self.sums:
-            self.sums[key].add(parts, tensors)
+            tensors = self.input(message.kind, message.owner, message.segments, message.heads)
         else:
-            self.sums[key] = Sum(parts, [x.to(self.wide) for x in tensors], self.add, self.empty[kind])
+            key = (message.kind, message.owner, message.heads)
+            tensors = self._sums[key].take(message.segments)
+            if not self._sums[key].segments:
+                del self._sums[key]
+        return [x.to(dtype).contiguous() for x, (_, dtype) in zip(tensors, self.wire(message), strict=True)]
 
-    def running(self, kind: Kind, owner: int, parts: Parts) -> list[Tensor] | None:
+    def add(self, kind: Kind, owner: int, segments: Segments, heads: Heads, tensors: list[Tensor]) -> None:
+        """Add to a sum, or begin it."""
+        total = self._sums.get((kind, owner, heads))
+        if total is not None:
+            total.add(segments, tensors)
+            return
+        wide = [x.to(self.wide) for x in tensors]
+        self._sums[kind, owner, heads] = Sum(self._lengths(kind, owner), segments, wide, self.merge, self.empty[kind])
+
+    def running(self, kind: Kind, owner: int, segments: Segments, heads: Heads) -> list[Tensor] | None:
         """Where a block can add in place, if there is such a place."""
-        total = self.sums.get((kind, owner))
-        return None if total is None else total.view(parts)
+        total = self._sums.get((kind, owner, heads))
+        return None if total is None else total.view(segments)
+
+    def own_sum(self, kind: Kind, likes: list[tuple[int, ...]]) -> list[Tensor]:
+        """The sum over everything for our own shard; ``likes`` are the shapes of its tensors."""
+        rank, whole = self.rules.rank, self.problem.whole(side_of(kind), self.rules.rank)
+        sums = {key[2]: self._sums.pop(key) for key in list(self._sums) if key[:2] == (kind, rank)}
+        only = sums.get(self.problem.heads)
+        if only is not None and len(sums) == 1 and only.segments == whole:
+            return only.tensors
+        tensors = [
+            self.shards.q.new_full(shape, value, dtype=self.wide)
+            for shape, value in zip(likes, self.empty[kind], strict=True)
+        ]
+        for heads, part in sums.items():
+            mine = self._tensor_heads(kind, heads)
+            sliced = [x.narrow(2, mine.start, len(mine)) for x in tensors]
+            Sum(self._lengths(kind, rank), whole, sliced, self.merge, self.empty[kind]).add(part.segments, part.tensors)
+        return tensors
+
+    def dropout(self, block: Compute) -> Dropout | None:
+        return None if self.rules.dropout is None else replace(self.rules.dropout, head=block.heads.start)
 
 
 class Forward(Worker):
@@ -100,33 +169,36 @@ class Forward(Worker):
 
     empty = {"out": (0.0, -torch.inf)}  # noqa: RUF012 (never written to)
 
-    def __init__(self, problem: Problem, rank: int, shards: Shards, masks: Masks, scale: float) -> None:
-        super().__init__(problem, rank, shards, masks, scale)
-        self.inputs["query", rank] = (self.whole, [shards.q])
+    def __init__(self, rules: Rules, shards: Shards) -> None:
+        super().__init__(rules, shards)
+        self._own("query", [shards.q])
 
-    def wire(self, kind: Kind) -> list[Wire]:
+    def wire(self, message: Message) -> list[tuple[tuple[int, ...], torch.dtype]]:
         q, k, v = self.shards
-        if kind == "query":
-            return [Wire(q, q.dtype)]
-        if kind == "keys":
-            return [Wire(k, k.dtype), Wire(v, v.dtype)]
-        return [Wire(q, q.dtype), Wire(q, self.wide, scalar=True)]
+        heads = len(self._tensor_heads(message.kind, message.heads))
+        if message.kind == "query":
+            return [((heads, q.shape[3]), q.dtype)]
+        if message.kind == "keys":
+            return [((heads, k.shape[3]), k.dtype), ((heads, v.shape[3]), v.dtype)]
+        return [((heads, v.shape[3]), self.wide if message.wide else q.dtype), ((heads,), self.wide)]
 
     def compute(self, block: Compute) -> None:
-        (q,) = self.input("query", block.queries, block.query_parts)
-        k, v = self.input("keys", block.keys, block.key_parts)
-        place = self.running("out", block.queries, block.query_parts)
+        (q,) = self.input("query", block.queries, block.query_segments, block.heads)
+        k, v = self.input("keys", block.keys, block.key_segments, block.heads)
+        place = self.running("out", block.queries, block.query_segments, block.heads)
         into = None if place is None else (place[0], place[1])
-        out, lse = block_forward(q, k, v, self.masks(block), self.scale, into)
+        mask = self.rules.scene.block_mask(block)
+        out, lse = block_forward(q, k, v, mask, self.rules.scale, into, self.dropout(block))
         if into is None:
-            self.add_to_sum("out", block.queries, block.query_parts, [out, lse])
+            self.add("out", block.queries, block.query_segments, block.heads, [out, lse])
 
-    def add(self, total: list[Tensor], part: list[Tensor]) -> None:
+    def merge(self, total: list[Tensor], part: list[Tensor]) -> None:
         merge_(total[0], total[1], part[0], part[1])
 
     def result(self) -> tuple[Tensor, Tensor]:
         """``(out, lse)`` of our own queries, both in the dtype of accumulation."""
-        out, lse = self.sums.pop(("out", self.rank)).tensors
+        shape = (*self.shards.q.shape[:3], self.shards.v.shape[3])
+        out, lse = self.own_sum("out", [shape, shape[:3]])
         return out, lse
 
 
@@ -135,46 +207,40 @@ class Backward(Worker):
 
     empty = {"dquery": (0.0,), "dkeys": (0.0, 0.0)}  # noqa: RUF012 (never written to)
 
-    def __init__(
-        self,
-        problem: Problem,
-        rank: int,
-        shards: Shards,
-        masks: Masks,
-        scale: float,
-        upstream: tuple[Tensor, Tensor, Tensor],
-    ) -> None:
-        super().__init__(problem, rank, shards, masks, scale)
-        self.inputs["query", rank] = (self.whole, [shards.q, *upstream])  # d_out, lse, delta
+    def __init__(self, rules: Rules, shards: Shards, upstream: tuple[Tensor, Tensor, Tensor]) -> None:
+        super().__init__(rules, shards)
+        self._own("query", [shards.q, *upstream])  # d_out, lse, delta
 
-    def wire(self, kind: Kind) -> list[Wire]:
+    def wire(self, message: Message) -> list[tuple[tuple[int, ...], torch.dtype]]:
         q, k, v = self.shards
-        if kind == "query":
-            statistic = Wire(q, self.wide, scalar=True)
-            return [Wire(q, q.dtype), Wire(q, q.dtype), statistic, statistic]
-        if kind == "keys":
-            return [Wire(k, k.dtype), Wire(v, v.dtype)]
-        if kind == "dquery":
-            return [Wire(q, self.wide)]
-        return [Wire(k, self.wide), Wire(v, self.wide)]
+        heads = len(self._tensor_heads(message.kind, message.heads))
+        if message.kind == "query":
+            statistic = ((heads,), self.wide)
+            return [((heads, q.shape[3]), q.dtype), ((heads, v.shape[3]), q.dtype), statistic, statistic]
+        if message.kind == "dquery":
+            return [((heads, q.shape[3]), self.wide)]
+        dtype = k.dtype if message.kind == "keys" else self.wide
+        return [((heads, k.shape[3]), dtype), ((heads, v.shape[3]), dtype)]
 
     def compute(self, block: Compute) -> None:
-        q, d_out, lse, delta = self.input("query", block.queries, block.query_parts)
-        k, v = self.input("keys", block.keys, block.key_parts)
-        dq_place = self.running("dquery", block.queries, block.query_parts)
-        dkv_place = self.running("dkeys", block.keys, block.key_parts)
+        q, d_out, lse, delta = self.input("query", block.queries, block.query_segments, block.heads)
+        k, v = self.input("keys", block.keys, block.key_segments, block.heads)
+        dq_place = self.running("dquery", block.queries, block.query_segments, block.heads)
+        dkv_place = self.running("dkeys", block.keys, block.key_segments, block.heads)
         dq, dk, dv = block_backward(
-            *(q, k, v, d_out, lse, delta, self.masks(block), self.scale),
+            *(q, k, v, d_out, lse, delta, self.rules.scene.block_mask(block), self.rules.scale),
             dq=None if dq_place is None else dq_place[0],
             dkv=None if dkv_place is None else (dkv_place[0], dkv_place[1]),
+            dropout=self.dropout(block),
         )
         if dq_place is None:
-            self.add_to_sum("dquery", block.queries, block.query_parts, [dq])
+            self.add("dquery", block.queries, block.query_segments, block.heads, [dq])
         if dkv_place is None:
-            self.add_to_sum("dkeys", block.keys, block.key_parts, [dk, dv])
+            self.add("dkeys", block.keys, block.key_segments, block.heads, [dk, dv])
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """``(dq, dk, dv)`` of our own shards, in the dtype of accumulation."""
-        (dq,) = self.sums.pop(("dquery", self.rank)).tensors
-        dk, dv = self.sums.pop(("dkeys", self.rank)).tensors
+        q, k, v = self.shards
+        (dq,) = self.own_sum("dquery", [tuple(q.shape)])
+        dk, dv = self.own_sum("dkeys", [tuple(k.shape), tuple(v.shape)])
         return dq, dk, dv
