@@ -135,7 +135,7 @@ class ShardingConfig:
 
 @dataclass
 class SequenceConfig:
-    """Sequence (context) parallelism. ``auto`` chooses a strategy for each direction by what it predicts of the links."""
+    """Sequence (context) parallelism; ``strategy=auto`` chooses one for each direction by measured links."""
 
     strategy: str = "token_ring"
     backward: str = "same"  # the strategy of the backward pass

@@ -5,6 +5,9 @@ from pathlib import Path
 from conf.estimate import flops_per_token, memory_per_rank, parameter_count, ring_traffic
 from conf.rules import mesh_sizes, micro_batch
 from conf.schema import RunConfig
+from parallel.plan.choose import explain
+from parallel.plan.replay import Machine
+from parallel.plan.run import ASSUMED_TFLOPS, GBIT, plan_run, stated_topology
 
 COUNTS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 FLOPS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -55,6 +58,19 @@ def describe_traffic(config: RunConfig) -> str:
     )
 
 
+def describe_candidates(config: RunConfig) -> str:
+    """Return what the planner says of every strategy on the links that the config states or leaves open."""
+    sequence, topology = config.sequence, stated_topology(config)
+    machine = Machine((sequence.rank_tflops or ASSUMED_TFLOPS) * 1e12)
+    found = plan_run(config, topology, machine)
+    stated = "stated" if sequence.link_gbit and sequence.rank_tflops else "assumed where the config states nothing"
+    links = (
+        f"{topology.kind}, {topology.speed.bandwidth / GBIT:g} Gbit/s each way, {machine.flops / 1e12:g} TFLOP/s a rank"
+    )
+    facts = {"links": f"{links} ({stated}; sequence=auto measures before training)"}
+    return "\n".join(f"         {line}" for line in explain(found, facts).splitlines())
+
+
 def describe_horizon(config: RunConfig, vocab_size: int) -> str:
     trainer, data = config.trainer, config.data
     step = trainer.batch * data.context
@@ -82,6 +98,8 @@ def main(name: str, config: RunConfig) -> int:
         f"({spread}), activations {human_bytes(memory.activations)}, ring buffers {human_bytes(memory.buffers)}"
     )
     print(f"ring     {describe_traffic(config)}")
+    if mesh_sizes(config).cp > 1:
+        print(describe_candidates(config))
     print(f"horizon  {describe_horizon(config, vocab_size)}")
     print(f"output   {config.run_dir}; {resume_state(config)}")
     return 0

@@ -44,6 +44,7 @@ from trainers.observer import Observer
 from trainers.optim import build_optimizer
 from trainers.runtime import Runtime, process_group
 from trainers.samples import continue_held_out
+from trainers.sequence import resolve_sequence
 from trainers.state import StateWriter, TrainState, identity
 from trainers.step import to_local, train_step
 from trainers.throughput import Meter
@@ -71,6 +72,7 @@ def run(config: RunConfig, control: Control) -> dict[str, Any]:
     require_tracker(config)
     with process_group(config) as runtime, Observer(config, control, runtime) as observer:
         mesh = build_mesh(mesh_sizes(config), runtime.device.type)
+        config, choice = resolve_sequence(config, mesh, runtime.device)
         corpus = open_corpus(config)
         model, spec = build_model(config, corpus.tokenizer)
         model = parallelize(model.to(runtime.device), mesh, config)
@@ -85,6 +87,8 @@ def run(config: RunConfig, control: Control) -> dict[str, Any]:
             state.run_id = run_id(Path(config.run_dir), state.run_id)
         observer.start(state.run_id, state.step)
         observer.log(_summary(config, spec, mesh, corpus, state))
+        if choice:
+            observer.log(choice)
         _report_changes(observer, config, restored)
         dist.barrier(group=runtime.io_group)  # starting a tracker may take longer than a collective may wait
 

@@ -1,0 +1,1 @@
+"""Predicts what a schedule costs on given links and chooses a strategy by it. Imports no torch."""

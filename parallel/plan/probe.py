@@ -1,0 +1,170 @@
+"""Measures what the planner needs to know: the links between ranks, and how fast a rank computes a block.
+
+All ranks call the functions together and get the same answer. The links are told apart by what slows them down: a rank
+that sends both ways at once takes longer where both share a port; a message to the second neighbour takes longer where
+it crosses the links of others. Hosts are islands where several ranks share one.
+"""
+
+import socket
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fused.block import block_backward, block_forward
+from fused.mask import FULL, BlockMask
+from parallel.plan.replay import Machine
+from parallel.plan.topology import Kind, Speed, Topology
+from parallel.ring.channel import GroupChannel
+
+SHARED = 1.5  # a pattern that takes this much longer than a plain shift shares links
+PROBE_BYTES = 1 << 18
+PROBE_SECONDS = 0.2  # a transfer should take about this long to be measured well
+MAX_BYTES = 1 << 26
+REPEATS = 3
+TIMEOUT_SEC = 60.0
+
+
+def _agreed(value: float, group: dist.ProcessGroup, device: torch.device) -> float:
+    """The slowest rank's figure, on all ranks."""
+    found = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=group)
+    return float(found.item())
+
+
+def _timed(run: Callable[[], None], group: dist.ProcessGroup, device: torch.device) -> float:
+    """Median seconds of a few runs that all ranks begin together, by the slowest rank."""
+    seconds: list[float] = []
+    for _ in range(REPEATS):
+        dist.barrier(group)
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(_agreed(time.perf_counter() - start, group, device))
+    return statistics.median(seconds)
+
+
+class _Wires:
+    """Shifts of messages over the ranks."""
+
+    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+        self._group, self._device = group, device
+        self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
+
+    def shift(self, size: int, *distances: int) -> float:
+        """Seconds in which every rank sends ``size`` bytes to the ranks at all these distances."""
+        payload = torch.zeros(size, dtype=torch.uint8, device=self._device)
+        rooms = [torch.empty_like(payload) for _ in distances]
+        channel = GroupChannel(self._group, self._device, TIMEOUT_SEC)
+
+        def run() -> None:
+            arrivals = [
+                arrival
+                for distance, room in zip(distances, rooms, strict=True)
+                for arrival in channel.receive((self._rank - distance) % self._size, [room])
+            ]
+            channel.send([((self._rank + distance) % self._size, payload) for distance in distances])
+            for arrival in arrivals:
+                arrival.wait()
+            channel.finish_sends()
+
+        return _timed(run, self._group, self._device)
+
+    def speed(self, distance: int) -> tuple[Speed, int]:
+        """Of one message to ``distance`` at a time, and a size that takes long enough to compare patterns with."""
+        latency = self.shift(1, distance)
+        seconds = max(self.shift(PROBE_BYTES, distance) - latency, 1e-9)
+        size = int(min(max(PROBE_BYTES, PROBE_BYTES * PROBE_SECONDS / seconds), MAX_BYTES))
+        seconds = max(self.shift(size, distance) - latency, 1e-9)
+        return Speed(size / seconds, latency), size
+
+
+def _island(group: dist.ProcessGroup) -> int:
+    """Ranks of one host where every host has equally many in a row, else 0."""
+    hosts: list[str | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(hosts, socket.gethostname(), group=group)
+    size = hosts.index(next((host for host in hosts if host != hosts[0]), hosts[0]))
+    even = size > 1 and len(hosts) % size == 0
+    regular = even and all(len(set(hosts[i : i + size])) == 1 for i in range(0, len(hosts), size))
+    return size if regular and len(set(hosts)) == len(hosts) // size else 0
+
+
+def measure_links(group: dist.ProcessGroup, device: torch.device, kind: Kind | None = None) -> Topology:
+    """The links of a group by a few timed exchanges; ``kind`` where it is known. Collective."""
+    wires, size = _Wires(group, device), dist.get_world_size(group)
+    island = _island(group)
+    if (kind is None and island) or kind == "two_level":
+        inside, _ = wires.speed(1)  # the slowest neighbours are on different hosts
+        between, _ = wires.speed(island or 1)
+        within = _inside(group, device, island) if island else inside
+        return Topology("two_level", size, within, island or 1, between)
+    speed, probe = wires.speed(1)
+    if kind is None:
+        alone = wires.shift(probe, 1)
+        if size < 3 or wires.shift(probe, 1, -1) > SHARED * alone:
+            kind = "port"  # with two ranks there is one link only, and all kinds are the same
+        else:
+            # The second neighbour's message passes a link that carries another; with four ranks it is the antipode.
+            kind = "ring" if size > 3 and wires.shift(probe, 2) > SHARED * alone else "mesh"
+    return Topology(kind, size, speed)
+
+
+def _inside(group: dist.ProcessGroup, device: torch.device, island: int) -> Speed:
+    """Speed between neighbours of one island while all islands do the same."""
+    rank = dist.get_rank(group)
+    first = rank - rank % island
+    payload, room = (torch.zeros(PROBE_BYTES, dtype=torch.uint8, device=device) for _ in range(2))
+    channel = GroupChannel(group, device, TIMEOUT_SEC)
+
+    def run(size: int) -> None:
+        arrivals = channel.receive(first + (rank - first - 1) % island, [room[:size]])
+        channel.send([(first + (rank - first + 1) % island, payload[:size])])
+        arrivals[0].wait()
+        channel.finish_sends()
+
+    latency = _timed(lambda: run(1), group, device)
+    seconds = max(_timed(lambda: run(PROBE_BYTES), group, device) - latency, 1e-9)
+    return Speed(PROBE_BYTES / seconds, latency)
+
+
+def _block_seconds(tokens: int, like: tuple[Tensor, Tensor], backward: bool, group: dist.ProcessGroup) -> float:
+    q, k = (x[:, :tokens].contiguous() for x in like)
+    positions = np.arange(tokens)
+    mask = BlockMask.of(FULL.ranges(positions, tokens), positions, positions)
+    out, lse = block_forward(q, k, k, mask, q.shape[3] ** -0.5)
+    delta = torch.linalg.vecdot(out, out)
+
+    def run() -> None:
+        if backward:
+            block_backward(q, k, k, out.to(q.dtype), lse, delta, mask, q.shape[3] ** -0.5)
+        else:
+            block_forward(q, k, k, mask, q.shape[3] ** -0.5)
+
+    run()
+    return _timed(run, group, q.device)
+
+
+def measure_block(
+    tokens: int,
+    sizes: tuple[int, int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    group: dist.ProcessGroup,
+    backward: bool = False,
+) -> Machine:
+    """Speed of block attention on ``tokens`` queries and keys, all ranks at work at once. Collective.
+
+    ``sizes``: heads, key heads, head_dim.
+    """
+    heads, kv_heads, head_dim = sizes
+    q, k = (torch.randn(1, tokens, h, head_dim, dtype=dtype, device=device) for h in (heads, kv_heads))
+    small = max(1, tokens // 8)
+    many, few = (_block_seconds(n, (q, k), backward, group) for n in (tokens, small))
+    flops = (10 if backward else 4) * heads * head_dim
+    rate = flops * (tokens**2 - small**2) / max(many - few, 1e-9)
+    return Machine(rate, max(0.0, few - flops * small**2 / rate))
