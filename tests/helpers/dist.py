@@ -43,7 +43,13 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def _rank_main(
-    fn: Callable[..., Any], rank: int, world_size: int, folder: str, timeout: float, args: tuple[Any, ...]
+    fn: Callable[..., Any],
+    rank: int,
+    world_size: int,
+    folder: str,
+    timeout: float,
+    args: tuple[Any, ...],
+    prepare: Callable[[int], None] | None,
 ) -> None:
     import torch
     import torch.distributed as dist
@@ -52,6 +58,8 @@ def _rank_main(
     torch.set_num_threads(1)
     path = Path(folder)
     try:
+        if prepare is not None:
+            prepare(rank)
         store = FileStore(str(path / "store"), world_size)
         dist.init_process_group(
             "gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout)
@@ -79,12 +87,19 @@ def _describe(processes: list[BaseProcess], folder: Path) -> str:
     return "\n".join(text for _, text in sorted(reports))
 
 
-def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120) -> list[Any]:
+def run_distributed(
+    fn: Callable[..., Any],
+    world_size: int,
+    *args: Any,
+    timeout: float = 120,
+    prepare: Callable[[int], None] | None = None,
+) -> list[Any]:
     """Call ``fn(rank, world_size, *args)`` on ``world_size`` spawned processes and return the results by rank.
 
     ``fn`` is a picklable top-level function; gloo is initialised (through a file store in a temporary folder) before
-    it is called and destroyed after it. A rank that fails ends the others and raises :class:`RankError` with its
-    traceback; after ``timeout`` seconds all ranks are killed and TimeoutError is raised.
+    it is called and destroyed after it; ``prepare(rank)`` comes before both. A rank that fails ends the others and
+    raises :class:`RankError` with its traceback; after ``timeout`` seconds all ranks are killed and TimeoutError is
+    raised.
     """
     context = mp.get_context("spawn")
     deadline = time.monotonic() + timeout
@@ -95,7 +110,7 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout
             with _environment(_defaults()):
                 for rank in range(world_size):
                     process = context.Process(
-                        target=_rank_main, args=(fn, rank, world_size, name, timeout, args), daemon=True
+                        target=_rank_main, args=(fn, rank, world_size, name, timeout, args, prepare), daemon=True
                     )
                     process.start()
                     processes.append(process)

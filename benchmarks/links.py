@@ -1,0 +1,297 @@
+"""Sequence-parallel attention on links of a set bandwidth: all strategies and their peers, side by side.
+
+    python -m benchmarks.links [--quick] [--json FILE] [--mbit RATE] [--rounds N]
+
+Ranks are gloo processes in network namespaces of this machine (:mod:`benchmarks.netns`; needs root), joined as ports of
+a switch, as a ring or as a full mesh of full-duplex links. The rate is low, so that links and not the cores decide:
+what is measured is how many bytes a schedule sends where and when, not how fast a machine computes.
+
+Everything runs in the same processes, round by round in turns; a time is the slowest rank's. What the interfaces
+counted is compared, link by link, with what the schedules say. Without the privilege the ranks share loopback sockets
+and the links are kept by a token bucket in the channel (:mod:`benchmarks.bucket`); peers, which do not use that
+channel, and the interfaces' counters are then left out.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import netns, peers
+from benchmarks.peers import Variant
+from benchmarks.table import alternate, median_ratio
+from fused.mask import FULL as EVERYTHING
+from parallel.attention import attend
+from parallel.layout import Layout, contiguous
+from parallel.plan.cost import weigh
+from parallel.plan.replay import link_loads
+from parallel.plan.topology import Speed, Topology
+from parallel.ring.problem import Problem
+from parallel.ring.scene import plain_scene
+from parallel.ring.traffic import Widths
+from parallel.strategies import STRATEGIES, find_strategy
+from tests.helpers.dist import run_distributed
+
+BASELINE = "torch ring"
+BOUND = 2e-5  # of the largest absolute difference from attention in one process, relative to its largest value
+DIRECTIONS = ("forward", "backward")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One problem on one network. Lengths are of the whole sequence."""
+
+    topology: str
+    ranks: int
+    queries: int
+    keys: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    strategies: tuple[str, ...] = ()  # all that split a sequence, where empty
+    directions: tuple[str, ...] = DIRECTIONS
+
+    def __str__(self) -> str:
+        lengths = f"{self.queries}" if self.queries == self.keys else f"{self.queries} of {self.keys}"
+        heads = f"heads {self.heads}:{self.kv_heads} x {self.head_dim}"
+        return f"{self.ranks} ranks, {self.topology}: {lengths} tokens, {heads}"
+
+    @property
+    def layouts(self) -> tuple[Layout, Layout]:
+        """Of queries, which are the last tokens of the sequence, and of keys."""
+        queries = contiguous(self.queries, self.ranks).shifted(self.keys - self.queries)
+        return queries, contiguous(self.keys, self.ranks)
+
+    @property
+    def problem(self) -> Problem:
+        return plain_scene(*self.layouts, EVERYTHING, self.heads, self.kv_heads).problem
+
+    @property
+    def widths(self) -> Widths:
+        return Widths(1, self.head_dim, self.head_dim, element_bytes=4)
+
+
+def _multi_head(topology: str, ranks: int = 8, **rest: Any) -> Cell:
+    return Cell(topology, ranks, 2048, 2048, heads=8, kv_heads=8, head_dim=32, **rest)
+
+
+def _cached(topology: str) -> Cell:
+    return Cell(topology, 4, 256, 4096, heads=16, kv_heads=4, head_dim=32, directions=("forward",))
+
+
+QUICK = [Cell("ring", 4, 1024, 1024, 4, 4, 32, strategies=("ring", "token_ring", "bidirectional_query"))]
+FULL = [
+    *(_multi_head(topology) for topology in netns.TOPOLOGIES),
+    *(_cached(topology) for topology in netns.TOPOLOGIES),
+    Cell("mesh", 4, 2048, 2048, heads=4, kv_heads=4, head_dim=64),
+    *(Cell(topology, 4, 2048, 2048, heads=16, kv_heads=4, head_dim=32) for topology in netns.TOPOLOGIES),
+]
+
+
+def _shards(cell: Cell, rank: int) -> tuple[list[Tensor], list[Tensor]]:
+    """q, k, v and d_out, whole and this rank's part."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((cell.queries, cell.heads), *(((cell.keys, cell.kv_heads),) * 2), (cell.queries, cell.heads))
+    whole = [torch.randn(1, length, heads, cell.head_dim, generator=generator) for length, heads in shapes]
+    return whole, [x.chunk(cell.ranks, 1)[rank].contiguous() for x in whole]
+
+
+def _exact(cell: Cell, rank: int, whole: list[Tensor]) -> list[Tensor]:
+    """This rank's part of out, dq, dk and dv, by one process."""
+    q, k, v = (x.transpose(1, 2).requires_grad_() for x in whole[:3])
+    out = F.scaled_dot_product_attention(q, k, v, enable_gqa=cell.heads != cell.kv_heads)
+    gradients = torch.autograd.grad(out, (q, k, v), whole[3].transpose(1, 2))
+    return [x.detach().transpose(1, 2).chunk(cell.ranks, 1)[rank] for x in (out, *gradients)]
+
+
+def ours(cell: Cell) -> tuple[str, ...]:
+    """Names of our strategies that a cell is measured with."""
+    tiles = tuple(f"tile:{row}" for row in range(2, cell.ranks) if cell.ranks % row == 0)
+    plain = tuple(name for name, strategy in STRATEGIES.items() if not strategy.single and name != "tile")
+    return cell.strategies or plain + tiles
+
+
+def _variants(cell: Cell, rank: int) -> dict[str, Variant]:
+    """What is timed, by name; ours and peers' results are compared with attention in one process first.
+
+    Raises:
+        AssertionError: a strategy of ours is wrong. A peer that is wrong is timed all the same, under a name that says
+            so.
+    """
+    whole, local = _shards(cell, rank)
+    q, k, v, d_out = local
+    exact = _exact(cell, rank, whole)
+    found: dict[str, Variant | None] = {}
+    for name in ours(cell):
+
+        def attention(q: Tensor, k: Tensor, v: Tensor, name: str = name) -> Tensor:
+            layout, key_layout = cell.layouts
+            return attend(
+                *(q, k, v),
+                group=dist.group.WORLD,
+                strategy=name,
+                layout=layout,
+                key_layout=key_layout,
+                mask=EVERYTHING,
+                timeout=120.0,
+            )
+
+        found[name] = peers.autograd(attention, q, k, v, d_out)
+    found[BASELINE] = peers.torch_ring(q, k, v, d_out, "alltoall")
+    found["torch allgather"] = peers.torch_ring(q, k, v, d_out, "allgather")
+    found["ring-attention-pytorch"] = peers.ring_attention_pytorch(q, k, v, d_out)
+    variants: dict[str, Variant] = {}
+    for name, variant in found.items():
+        if variant is not None:
+            wrong = _wrong(variant, exact, cell.directions)
+            assert not wrong or name not in ours(cell), f"{cell}: {name} is wrong: {wrong}"
+            variants[f"{name} (wrong {wrong})" if wrong else name] = variant
+    return variants
+
+
+def _wrong(variant: Variant, exact: list[Tensor], directions: tuple[str, ...]) -> str:
+    """Names of the results that are wrong on any rank."""
+    results = [variant.forward(), *(variant.backward() if "backward" in directions else [])]
+    errors = [(x - truth).abs().max() / truth.abs().max() for x, truth in zip(results, exact, strict=False)]
+    largest = torch.stack(errors)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return ", ".join(
+        n for n, error in zip(("out", "dq", "dk", "dv"), largest.tolist(), strict=False) if not error <= BOUND
+    )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One variant in one direction on one rank."""
+
+    seconds: list[float]  # by round
+    payload: dict[str, int]  # bytes sent by interface, headers of packets left out
+    raw: dict[str, int]  # all bytes sent by interface
+
+
+def _count(run: Callable[[], object]) -> tuple[dict[str, int], dict[str, int]]:
+    dist.barrier()
+    before = netns.sent()
+    run()
+    dist.barrier()
+    after = netns.sent()
+    payload = {name: after[name].payload - before[name].payload for name in after}
+    return payload, {name: after[name].size - before[name].size for name in after}
+
+
+def _rank(rank: int, world_size: int, cell: Cell, rounds: int) -> dict[str, dict[str, Measured]]:
+    variants = _variants(cell, rank)
+    found: dict[str, dict[str, Measured]] = {}
+    for direction in cell.directions:
+        calls = {name: getattr(variant, direction) for name, variant in variants.items()}
+        counts = {name: _count(call) for name, call in calls.items()}
+        times = alternate(calls, rounds, before=dist.barrier)
+        found[direction] = {name: Measured(times[name].wall, *counts[name]) for name in calls}
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant in one direction on one cell. ``ratio``: torch's ring over this."""
+
+    cell: str
+    topology: str
+    direction: str
+    variant: str
+    ms: float
+    ratio: float
+    busiest_kb: float  # payload of the link that carries most
+    overhead: float  # headers of packets over payload
+    formula_error: float | None  # of the formula's bytes, on the link where it is most wrong; None for peers
+
+
+def _link(cell: Cell, rank: int, interface: str) -> int | None:
+    """The topology's number of the directed link that an interface sends on."""
+    if interface.startswith("to"):
+        return rank * cell.ranks + int(interface.removeprefix("to"))
+    if interface == "prev" and cell.ranks > 2:
+        return cell.ranks + rank
+    carries = interface in ("next", "prev") or (cell.topology == "port" and interface == "fab0")
+    return rank if carries else None
+
+
+def _formula_error(cell: Cell, name: str, direction: str, ranks: list[Measured]) -> float | None:
+    """How far the schedule's bytes are from what the interfaces counted, over the busiest link's bytes."""
+    if name not in ours(cell):
+        return None
+    schedule = getattr(find_strategy(name), direction)(cell.problem)
+    topology: Any = cell.topology
+    loads = link_loads(weigh(schedule, cell.widths), Topology(topology, cell.ranks, Speed(1.0)))
+    counted = [
+        (link, payload)
+        for rank, measured in enumerate(ranks)
+        for interface, payload in measured.payload.items()
+        if (link := _link(cell, rank, interface)) is not None
+    ]
+    return max(abs(payload - loads[link]) for link, payload in counted) / max(loads)
+
+
+def measure(cell: Cell, mbit: float, rounds: int) -> list[Row]:
+    """Build the network, run all variants, take it down."""
+    with netns.Network(cell.topology, cell.ranks, mbit) as network:
+        by_rank = run_distributed(_rank, cell.ranks, cell, rounds, timeout=900, prepare=network.seat)
+    rows: list[Row] = []
+    for direction in cell.directions:
+        measured = {name: [rank[direction][name] for rank in by_rank] for name in by_rank[0][direction]}
+        wall = {n: [max(r) for r in zip(*(m.seconds for m in ms), strict=True)] for n, ms in measured.items()}
+        for name, ranks in measured.items():
+            payload = [size for rank in ranks for size in rank.payload.values()]
+            raw = [size for rank in ranks for size in rank.raw.values()]
+            rows.append(
+                Row(
+                    *(str(cell), cell.topology, direction, name),
+                    ms=1000 * statistics.median(wall[name]),
+                    ratio=median_ratio(wall[name], wall[BASELINE]),
+                    busiest_kb=max(payload) / 1000,
+                    overhead=sum(raw) / max(1, sum(payload)) - 1,
+                    formula_error=_formula_error(cell, name, direction, ranks),
+                )
+            )
+    return rows
+
+
+def show(rows: list[Row]) -> None:
+    for cell in dict.fromkeys(row.cell for row in rows):
+        some = [row for row in rows if row.cell == cell]
+        print(f"\n{cell}")
+        for direction in dict.fromkeys(row.direction for row in some):
+            print(f"  {direction:38}{'ms':>8}{'ratio':>8}{'busiest kB':>12}{'formula':>10}{'headers':>9}")
+            for row in (row for row in some if row.direction == direction):
+                formula = "" if row.formula_error is None else f"{row.formula_error:+.1%}"
+                print(
+                    f"  {row.variant:38}{row.ms:>8.0f}{row.ratio:>8.2f}{row.busiest_kb:>12.0f}"
+                    f"{formula:>10}{row.overhead:>9.1%}"
+                )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Sequence-parallel attention on links of a set bandwidth")
+    parser.add_argument("--quick", action="store_true", help="one small cell")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
+    parser.add_argument("--mbit", type=float, default=20.0, help="Mbit/s of every link, each way")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each variant")
+    options = parser.parse_args()
+    rows: list[Row] = []
+    for cell in QUICK if options.quick else FULL:
+        found = measure(cell, options.mbit, options.rounds)
+        show(found)
+        rows += found
+    if options.json is not None:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
