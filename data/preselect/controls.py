@@ -45,11 +45,13 @@ def permuted(
     """Statistics of the strength under the true ranking and under random ones (ties 0.5, no weights, no margin).
 
     For each statistic: ``true``, ``permuted`` (one value a permutation) and ``p``, the share of permutations at least
-    as large (with the true one counted among them).
+    as large (with the true one counted among them). Empty where no document has finite losses.
     """
     finite = np.flatnonzero(np.isfinite(losses).all(axis=0) & np.isfinite(halves[0]).all(axis=0))
+    if not finite.size:
+        return {}
     random = np.random.default_rng(seed)
-    rows = np.sort(random.choice(finite, min(len(finite), ROWS), replace=False)) if len(finite) else finite
+    rows = np.sort(random.choice(finite, min(len(finite), ROWS), replace=False))
     rankings = np.array([abilities, *(random.permutation(abilities) for _ in range(PERMUTATIONS))])
     whole, even, odd = (strengths_of_rankings(part[:, rows], rankings) for part in (losses, *halves))
     statistics = {
@@ -58,7 +60,7 @@ def permuted(
         "split-half reliability": [correlation(a, b) for a, b in zip(even, odd, strict=True)],
         "variance between domains": [domain_share(row, domains[rows]) for row in whole],
     }
-    return {name: _against(values) for name, values in statistics.items()} if len(rows) else {}
+    return {name: _against(values) for name, values in statistics.items()}
 
 
 def _against(values: list[float]) -> dict[str, Any]:
