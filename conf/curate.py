@@ -4,7 +4,9 @@ Defaults of the published rules are the published ones; docs/curation.md names t
 ``enabled`` says otherwise; in every step a threshold of 0 switches its rule off.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+
+from conf.errors import ConfigError
 
 TOPS = (0.20, 0.18, 0.16)
 DUPLICATES = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)
@@ -155,3 +157,20 @@ class CurationConfig:
     pii: PiiConfig = field(default_factory=PiiConfig)
     minhash: MinhashConfig = field(default_factory=MinhashConfig)
     preselect: SelectionConfig = field(default_factory=SelectionConfig)
+
+
+def check_curation(curation: CurationConfig) -> None:
+    """Raises ConfigError for the first threshold that is out of its range."""
+    default = CurationConfig()
+    for group in (f.name for f in fields(curation) if is_dataclass(getattr(curation, f.name))):
+        for name, value in vars(getattr(curation, group)).items():
+            key, usual = f"curation.{group}.{name}", getattr(getattr(default, group), name)
+            if isinstance(value, int | float) and not 0 <= value < float("inf"):
+                raise ConfigError(key, value, "a threshold is a number that is not negative", f"{key}={usual}")
+            if isinstance(value, list) and name.endswith("_ngrams") and len(value) != len(usual):
+                raise ConfigError(key, value, f"{len(usual)} shares, one for each n", f"{key}={usual}")
+    sizes = {"bucket_documents": curation.bucket_documents, "decontaminate.ngram": curation.decontaminate.ngram}
+    sizes |= {f"minhash.{name}": getattr(curation.minhash, name) for name in ("bands", "rows", "shingle")}
+    for name, value in sizes.items():
+        if value < 1:
+            raise ConfigError(f"curation.{name}", value, "it must be greater than 0", "leave it out for the default")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
+from conf.curate import check_curation
 from conf.errors import ConfigError
 from conf.schema import CHOICES, RunConfig
 
@@ -167,6 +168,7 @@ _NOT_NEGATIVE = [
     "sharding.dp_replicate",
     "sharding.dp_shard",
     "sequence.degree",
+    "sequence.trace_every",
     "sequence.island",
     "sequence.link_gbit",
     "sequence.fabric_gbit",
@@ -407,6 +409,7 @@ def check(config: RunConfig) -> RunConfig:
     """Return ``config`` unchanged, or raise the first ConfigError that it deserves."""
     for rule in (_choices, _ranges, _paths, _corpus, _model, _sequence, _batch, _experts):
         rule(config)
+    check_curation(config.curation)
     return config
 
 

@@ -7,15 +7,32 @@ step's columns alone. A step that changes the text of documents that stay names 
 
 from conf.schema import CurationConfig
 from data.annotators import Annotator
-from data.steps import c4, fineweb, gopher, identity, minhash, preselect, repetition, rules
+from data.steps import (
+    c4,
+    decontaminate,
+    fineweb,
+    gopher,
+    identity,
+    language,
+    minhash,
+    pii,
+    preselect,
+    repetition,
+    rules,
+    url,
+)
 from data.steps.kind import Step
 
 STEPS: dict[str, Step] = {
+    "url": url,
     "rules": rules,
+    "language": language,
     "repetition": repetition,
     "gopher": gopher,
     "c4": c4,
     "fineweb": fineweb,
+    "decontaminate": decontaminate,
+    "pii": pii,
     "identity": identity,
     "minhash": minhash,
     "preselect": preselect,
