@@ -3,37 +3,46 @@
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 
+from conf.errors import ConfigError
 from conf.schema import RunConfig
-from data.embed import embed, load_vectors
+from data.embed import Vectors, embed
 from data.manifest import Manifest, read_manifest
-from data.metrics import adjacent_similarity, jumps, random_order
-from data.neighbours import neighbour_names
+from data.metrics import adjacent_similarity, jumps
+from data.near_duplicates import find_duplicates
+from data.neighbours import find_neighbours, neighbour_names
+from data.neighbours_cells import join_cells
+from data.orders import ORDERS
+from data.orders import random as random_order
+from data.orders.graph import MAX_DOCUMENTS, Lists
+from data.orders.matching import join_fragments, settle
+from data.orders.partitioned import assign, match_partition
 from data.shards import write_array
 from data.stages import RunUnits, Stage, Unit, collect_files, record_files, run_stage, stage_folders, unit
-from data.walk import build_graph, walk
 
 ORDER = "order.npy"  # int64 [documents]: numbers of the curated documents (parts one after another) in order
-QUERIES = 4096  # documents whose neighbours one unit finds
+STARTS = "starts.npy"  # bool [documents]: whether a document in the order is no neighbour of the one before it
+PARTITION = 4_000_000  # documents of one partition, where the config does not say
 
 
 def order(config: RunConfig, run_units: RunUnits) -> Manifest:
     """Orders the curated documents into ``{data.dir}/ordered-{order.kind}``.
 
-    Figures: ``documents``, ``adjacent_similarity`` (mean cosine of consecutive documents), ``random_similarity`` (the
-    same for a random order), ``jumps`` (consecutive documents that are no neighbours). The random order embeds nothing:
-    its similarities and jumps are None.
+    Figures: ``documents``, ``near_duplicates`` (documents left out), ``isolated`` (without any neighbour),
+    ``adjacent_similarity`` (mean cosine of consecutive documents), ``random_similarity`` (the same for a random order),
+    ``jumps`` (consecutive documents that are no neighbours). The random order embeds nothing: its similarities and
+    jumps are None.
     """
-    kinds = {"in_context": in_context, "random": at_random}
-    return kinds[config.order.kind](config, run_units)
+    return at_random(config, run_units) if config.order.kind == "random" else in_context(config, run_units)
 
 
 def at_random(config: RunConfig, run_units: RunUnits) -> Manifest:
     """The random order."""
     folders = stage_folders(config)
     curated = read_manifest(folders.curated, command="curate")
-    stage = Stage("order", 1, folders.ordered, {"kind": "random"}, curated, overwrite=config.data.overwrite)
+    stage = Stage("order", 2, folders.ordered, {"kind": "random"}, curated, overwrite=config.data.overwrite)
 
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
         work = stage.units("random", [{"documents": curated.figures["kept"]}])
@@ -46,44 +55,101 @@ def at_random(config: RunConfig, run_units: RunUnits) -> Manifest:
 
 @unit
 def random_unit(work: Unit) -> Unit:
-    """Writes the random order."""
-    write_array(Path(work["folder"]) / ORDER, random_order(work["documents"]))
-    return {"files": record_files(work["folder"], [ORDER])}
+    """Writes the random order; every document starts a run of its own."""
+    write_array(Path(work["folder"]) / ORDER, random_order.order(work["documents"]))
+    write_array(Path(work["folder"]) / STARTS, np.ones(work["documents"], dtype=bool))
+    return {"files": record_files(work["folder"], [ORDER, STARTS])}
 
 
 def in_context(config: RunConfig, run_units: RunUnits) -> Manifest:
-    """The order of the document walk over the neighbour graph of the embeddings."""
-    folders = stage_folders(config)
+    """An order by relatedness: embeddings, the neighbour graph, near duplicates, the order."""
+    folders, wish = stage_folders(config), config.order
     embedded = embed(config, run_units)
-    settings = {"kind": "in_context", "neighbours": config.order.neighbours}
-    stage = Stage("order", 1, folders.ordered, settings, embedded, overwrite=config.data.overwrite)
+    names = ("kind", "neighbours", "index", "partitions", "near_duplicates")
+    settings = {name: getattr(wish, name) for name in names}
+    stage = Stage("order", 2, folders.ordered, settings, embedded, overwrite=config.data.overwrite)
+    documents = embedded.figures["documents"]
+    partitions = wish.partitions or (-(-documents // PARTITION) if wish.kind == "matching" else 1)
+    if -(-documents // partitions) > MAX_DOCUMENTS:
+        rule = f"one graph holds {MAX_DOCUMENTS} documents at most; only matching works in partitions"
+        raise ConfigError("order.kind", wish.kind, rule, "order.kind=matching order.partitions=0")
 
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
-        documents = embedded.figures["documents"]
-        shared = {"embedded": str(folders.embedded), "parts": embedded.figures["parts"], "k": config.order.neighbours}
-        ranges = [(first, min(first + QUERIES, documents)) for first in range(0, documents, QUERIES)]
-        queries = [{**shared, "index": i, "first": first, "last": last} for i, (first, last) in enumerate(ranges)]
-        searches = stage.units("neighbours", queries)
-        found = run_units("order: neighbours", "data.neighbours:neighbours_unit", searches)
-        walks = stage.units("walk", [{**shared, "ranges": len(ranges)}])
-        walked = run_units("order: walk", "data.order:walk_unit", walks)
-        return {"documents": documents, **walked[0]["figures"]}, collect_files([*found, *walked])
+        shared = {"embedded": str(folders.embedded), "parts": embedded.figures["parts"], "k": wish.neighbours}
+        search = join_cells if wish.index == "cells" else find_neighbours
+        found = search(stage, {**shared, "index": wish.index}, documents, run_units)
+        shared |= {"ranges": sum("isolated" in result for result in found), "documents": documents}
+        curated = read_manifest(folders.curated, command="curate")
+        duplicates = find_duplicates(stage, curated, str(folders.curated), shared, wish.near_duplicates, run_units)
+        pieces = _match_partitions(stage, shared, partitions, run_units) if partitions > 1 else []
+        work = {**shared, "kind": wish.kind, "dropped": bool(duplicates), "pieces": partitions if pieces else 0}
+        laid = run_units("order: lay out", "data.order:order_unit", stage.units("order", [work]))
+        figures = {"isolated": sum(result.get("isolated", 0) for result in found), **laid[0]["figures"]}
+        return figures, collect_files([*found, *duplicates, *pieces, *laid])
 
     return run_stage(stage, body)
 
 
+def _match_partitions(stage: Stage, shared: Unit, partitions: int, run_units: RunUnits) -> list[Unit]:
+    split = stage.units("partition", [{**shared, "partitions": partitions}])
+    assigned = run_units("order: partition", "data.order:partition_unit", split)
+    work = stage.units("match", [{**shared, "partition": number} for number in range(partitions)])
+    return assigned + run_units("order: match", "data.order:match_unit", work)
+
+
 @unit
-def walk_unit(work: Unit) -> Unit:
-    """Walks the graph, writes the order and measures it."""
-    folder = Path(work["folder"])
-    names = [neighbour_names(index) for index in range(work["ranges"])]
-    neighbours, similarities = (np.concatenate([np.load(folder / pair[side]) for pair in names]) for side in (0, 1))
-    path = walk(build_graph(neighbours, similarities))
+def partition_unit(work: Unit) -> Unit:
+    """Assigns every document to a partition."""
+    faiss.omp_set_num_threads(1)
+    vectors = Vectors(work["embedded"], work["parts"])
+    write_array(Path(work["folder"]) / "partitions.npy", assign(len(vectors), vectors, work["partitions"]))
+    return {"files": record_files(work["folder"], ["partitions.npy"])}
+
+
+@unit
+def match_unit(work: Unit) -> Unit:
+    """Matches the documents of one partition."""
+    folder, names = Path(work["folder"]), _piece_names(work["partition"])
+    members = np.flatnonzero(np.load(folder / "partitions.npy") == work["partition"])
+    for name, array in zip(names, match_partition(_lists(work), members), strict=True):
+        write_array(folder / name, array)
+    return {"files": record_files(folder, names)}
+
+
+@unit
+def order_unit(work: Unit) -> Unit:
+    """Orders the graph, leaves near duplicates out, writes the order and where related runs start, measures it."""
+    faiss.omp_set_num_threads(1)
+    folder, lists = Path(work["folder"]), _lists(work)
+    vectors = Vectors(work["embedded"], work["parts"])
+    if work["pieces"]:
+        pieces = [[np.load(folder / name) for name in _piece_names(number)] for number in range(work["pieces"])]
+        path = np.concatenate([path for path, _ in pieces])
+        sizes = np.concatenate([np.diff(bounds) for _, bounds in pieces])
+        path = settle(join_fragments(path, np.concatenate([[0], np.cumsum(sizes)]), vectors), lists.neighbours())
+    else:
+        path = ORDERS[work["kind"]](lists, vectors)
+    if work["dropped"]:
+        path = path[~np.load(folder / "duplicates.npy")[path]]
+    path, neighbours = path.astype(np.int64), lists.neighbours()
+    broken = jumps(neighbours, path)
     write_array(folder / ORDER, path)
-    vectors = load_vectors(work["embedded"], work["parts"])
+    write_array(folder / STARTS, np.concatenate([[True], broken])[: len(path)])
     figures = {
+        "documents": len(path),
+        "near_duplicates": work["documents"] - len(path),
         "adjacent_similarity": round(adjacent_similarity(vectors, path), 4),
-        "random_similarity": round(adjacent_similarity(vectors, random_order(len(path))), 4),
-        "jumps": jumps(neighbours, path),
+        "random_similarity": round(adjacent_similarity(vectors, path[random_order.order(len(path))]), 4),
+        "jumps": int(broken.sum()),
     }
-    return {"figures": figures, "files": record_files(folder, [ORDER])}
+    return {"figures": figures, "files": record_files(folder, [ORDER, STARTS])}
+
+
+def _lists(work: Unit) -> Lists:
+    folder = Path(work["folder"])
+    names = [neighbour_names(number) for number in range(work["ranges"])]
+    return Lists([(folder / ids, folder / similarities) for ids, similarities in names])
+
+
+def _piece_names(partition: int) -> tuple[str, str]:
+    return f"fragments-{partition:05d}.npy", f"bounds-{partition:05d}.npy"

@@ -11,7 +11,7 @@ ROUNDS = 4
 Ints = npt.NDArray[np.int64]
 
 
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """The finaliser of splitmix64: every input bit changes about half of the output bits."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -26,8 +26,8 @@ def permute(index: npt.ArrayLike, n: int, *key: int) -> Ints:
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     seed = np.zeros(1, dtype=np.uint64)
     for part in key:
-        seed = _mix(seed + np.uint64(0x9E3779B97F4A7C15) + np.uint64(part % 2**64))
-    keys = [_mix(seed + np.uint64((r + 1) * 0x9E3779B97F4A7C15 % 2**64)) for r in range(ROUNDS)]
+        seed = mix(seed + np.uint64(0x9E3779B97F4A7C15) + np.uint64(part % 2**64))
+    keys = [mix(seed + np.uint64((r + 1) * 0x9E3779B97F4A7C15 % 2**64)) for r in range(ROUNDS)]
     out, pending = values.reshape(-1).copy(), np.arange(values.size)
     while pending.size:
         out[pending] = _feistel(out[pending], keys, half)
@@ -39,5 +39,5 @@ def _feistel(x: npt.NDArray[np.uint64], keys: list[npt.NDArray[np.uint64]], half
     shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
     left, right = x >> shift, x & mask
     for key in keys:
-        left, right = right, left ^ (_mix(right + key) & mask)
+        left, right = right, left ^ (mix(right + key) & mask)
     return (left << shift) | right

@@ -95,7 +95,7 @@ def test_related_documents_become_neighbours_in_the_order(tmp_path: Path) -> Non
     assert figures["documents"] == 60
     assert figures["adjacent_similarity"] > figures["random_similarity"] + 0.3
     assert figures["jumps"] < 25  # a random order has about 50
-    assert [entry["stage"] for entry in manifest.lineage] == ["annotate", "curate", "embed"]
+    assert [entry["stage"] for entry in manifest.lineage][-2:] == ["curate", "embed"]
     assert order(config, serial_units).reused
 
 
@@ -164,7 +164,7 @@ def test_order_needs_curated_documents_of_one_state(tmp_path: Path) -> None:
     assert before.fingerprint[:16] in str(caught.value)
     assert after.fingerprint[:16] in str(caught.value)
     config.data.overwrite = True
-    assert order(config, serial_units).lineage[1]["fingerprint"] == after.fingerprint
+    assert order(config, serial_units).lineage[-2]["fingerprint"] == after.fingerprint
 
 
 def test_other_neighbours_keep_the_embedding(tmp_path: Path) -> None:

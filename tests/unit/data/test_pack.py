@@ -76,7 +76,7 @@ def test_other_context_uses_the_same_tokens(tmp_path: Path) -> None:
     assert second.figures["tokens"] == first.figures["tokens"]
     assert second.figures["windows"] > first.figures["windows"]
     assert second.config["tokenized"] == first.config["tokenized"]
-    assert open_shards(tmp_path / "data" / "packed-in_context-64").context == 64
+    assert open_shards(tmp_path / "data" / "packed-matching-64").context == 64
 
 
 def test_given_tokenizer_is_used(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_manifest_is_checked(tmp_path: Path) -> None:
 def test_folders_follow_the_settings(tmp_path: Path) -> None:
     config = make_config(tmp_path, "corpus")
     folders = stage_folders(config)
-    assert folders.packed == tmp_path / "data" / "packed-in_context-64"
-    assert folders.ordered == tmp_path / "data" / "ordered-in_context"
+    assert folders.packed == tmp_path / "data" / "packed-matching-64"
+    assert folders.ordered == tmp_path / "data" / "ordered-matching"
     config.data.dir = "relative"
     assert stage_folders(config).curated.is_absolute()

@@ -1,0 +1,145 @@
+"""Near duplicates among neighbours: proposed by similarity, decided by the share of word 5-grams.
+
+Similarity alone is no judge: documents under one licence header or made from one template have nearly equal vectors.
+So pairs of neighbours with a cosine of at least 0.9 are proposed, and their Jaccard similarity is measured on bottom-k
+sketches of the hashed 5-grams (Broder 1997): exact for documents of up to 256 distinct 5-grams, else with a standard
+error of at most 0.03. Longer documents are kept first; a document goes if it is a near duplicate of one that is kept,
+so no document goes because of a chain of others.
+"""
+
+import re
+import zlib
+from pathlib import Path
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from data.documents import read_texts
+from data.manifest import Manifest
+from data.neighbours import neighbour_names
+from data.permutation import mix
+from data.shards import write_array
+from data.stages import RunUnits, Stage, Unit, record_files, unit
+
+PROPOSE = 0.9  # cosine of two neighbours that are looked at
+SHINGLE = 5  # words
+SKETCH = 256  # smallest hashes that are kept
+Hashes = npt.NDArray[np.uint64]
+WORD = re.compile(r"\w+")
+
+
+def find_duplicates(
+    stage: Stage, curated: Manifest, folder: str, shared: Unit, threshold: float, run_units: RunUnits
+) -> list[Unit]:
+    """Writes ``duplicates.npy``, bool ``[documents]``: who is left out; no unit at all where ``threshold`` is 0."""
+    if threshold == 0:
+        return []
+    proposed = run_units("order: propose", "data.near_duplicates:propose_unit", stage.units("propose", [shared]))
+    if not proposed[0]["pairs"]:
+        return []
+    start, work = 0, []
+    for index, part in enumerate(curated.figures["parts"]):
+        work.append({"index": index, "first": start, "curated": folder, **part})
+        start += part["documents"]
+    sketched = run_units("order: sketch", "data.near_duplicates:sketch_unit", stage.units("sketch", work))
+    decide = stage.units("decide", [{"parts": len(work), "documents": start, "threshold": threshold}])
+    decided = run_units("order: near duplicates", "data.near_duplicates:decide_unit", decide)
+    return [*proposed, *sketched, *decided]
+
+
+@unit
+def propose_unit(work: Unit) -> Unit:
+    """Pairs of neighbours that are similar enough to be looked at, int64 ``[pairs, 2]``, each once."""
+    folder, first, pairs = Path(work["folder"]), 0, [np.zeros((0, 2), dtype=np.int64)]
+    for number in range(work["ranges"]):
+        ids, similarities = (np.load(folder / name, mmap_mode="r") for name in neighbour_names(number))
+        rows, columns = np.nonzero((np.asarray(similarities) >= PROPOSE) & (np.asarray(ids) >= 0))
+        found = np.stack([rows + first, ids[rows, columns]], axis=1).astype(np.int64)
+        pairs.append(np.sort(found, axis=1))
+        first += len(ids)
+    unique = np.unique(np.concatenate(pairs), axis=0)
+    write_array(folder / "pairs.npy", unique)
+    return {"pairs": len(unique), "files": record_files(folder, ["pairs.npy"])}
+
+
+@unit
+def sketch_unit(work: Unit) -> Unit:
+    """Sketches ``[documents, SKETCH]`` and lengths in characters of those documents of a part that are proposed."""
+    folder, names = Path(work["folder"]), sketch_names(work["index"])
+    wanted = np.unique(np.load(folder / "pairs.npy"))
+    wanted = wanted[(wanted >= work["first"]) & (wanted < work["first"] + work["documents"])]
+    chosen, rows, lengths = set((wanted - work["first"]).tolist()), [], []
+    for row, text in enumerate(read_texts(Path(work["curated"]) / work["file"]) if chosen else ()):
+        if row in chosen:
+            rows.append(sketch(text))
+            lengths.append(len(text))
+    write_array(folder / names[0], np.array(rows, dtype=np.uint64).reshape(-1, SKETCH))
+    write_array(folder / names[1], np.stack([wanted, np.array(lengths, dtype=np.int64)], axis=1))
+    return {"files": record_files(folder, names)}
+
+
+@unit
+def decide_unit(work: Unit) -> Unit:
+    """Which documents are left out."""
+    folder = Path(work["folder"])
+    stored = [[np.load(folder / name) for name in sketch_names(index)] for index in range(work["parts"])]
+    sketches, table = (np.concatenate([part[side] for part in stored]) for side in (0, 1))
+    pairs = np.searchsorted(table[:, 0], np.load(folder / "pairs.npy"))
+    verified = pairs[jaccard(sketches, pairs) >= work["threshold"]]
+    dropped = np.zeros(work["documents"], dtype=bool)
+    dropped[table[redundant(verified, table[:, 1]), 0]] = True
+    write_array(folder / "duplicates.npy", dropped)
+    return {"verified": len(verified), "files": record_files(folder, ["duplicates.npy"])}
+
+
+def sketch_names(index: int) -> tuple[str, str]:
+    """Files of one part: sketches, and rows (document, characters)."""
+    return f"sketches-{index:05d}.npy", f"sketched-{index:05d}.npy"
+
+
+def sketch(text: str) -> Hashes:
+    """The smallest SKETCH hashes of the text's word 5-grams, ascending, filled with 2^64 - 1."""
+    words: dict[str, int] = {}
+    numbers = np.array([words.setdefault(w, zlib.crc32(w.encode())) for w in WORD.findall(text.casefold())], np.uint64)
+    count = max(len(numbers) - SHINGLE + 1, min(len(numbers), 1))
+    hashes = np.zeros(count, dtype=np.uint64)
+    for place in range(min(SHINGLE, len(numbers))):
+        hashes = mix(hashes + numbers[place : place + count] + np.uint64(0x9E3779B97F4A7C15))
+    smallest = np.unique(hashes)[:SKETCH]
+    return np.pad(smallest, (0, SKETCH - len(smallest)), constant_values=np.uint64(2**64 - 1))
+
+
+@numba.njit(cache=True)
+def jaccard(sketches: Hashes, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Estimated Jaccard similarity of each pair of rows: the share, of the union's smallest hashes, that both have."""
+    width, end = sketches.shape[1], np.uint64(2**64 - 1)
+    result = np.zeros(len(pairs))
+    for pair in range(len(pairs)):
+        left, right = sketches[pairs[pair, 0]], sketches[pairs[pair, 1]]
+        i, j, both, union = 0, 0, 0, 0
+        while union < width:
+            a = left[i] if i < width else end
+            b = right[j] if j < width else end
+            if a == end and b == end:
+                break
+            union += 1
+            both += a == b
+            if a <= b:
+                i += 1
+            if b <= a:
+                j += 1
+        result[pair] = both / union if union else 1.0
+    return result
+
+
+def redundant(pairs: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Who goes: from the longest (then lowest) document on, each one with a near duplicate that is kept."""
+    partners: dict[int, list[int]] = {}
+    for a, b in pairs.tolist():
+        partners.setdefault(a, []).append(b)
+        partners.setdefault(b, []).append(a)
+    dropped: dict[int, bool] = {}
+    for row in sorted(partners, key=lambda x: (-int(lengths[x]), x)):
+        dropped[row] = any(dropped.get(other) is False for other in partners[row])
+    return np.array(sorted(row for row, gone in dropped.items() if gone), dtype=np.int64)
