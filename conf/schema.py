@@ -24,7 +24,7 @@ STRATEGIES = (
 FORMS = ("fp32", "bf16", "int8", "int4")  # of an engine's weights
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.source": ("python_docs", "debian_docs", "path"),
-    "data.format": ("auto", "text", "jsonl", "parquet"),
+    "data.format": ("auto", "text", "jsonl", "parquet", "arrow", "warc"),
     "data.attention": ("context", "document"),
     "model.norm": ("pre", "post"),
     "model.experts.routing": ("expert_choice", "token_choice"),
@@ -142,6 +142,7 @@ class SequenceConfig:
     layout: str = "zigzag"
     degree: int = 0  # ranks that share one sequence; 0: all ranks (1 for local)
     timeout: float = 60.0  # seconds that a rank waits for another inside attention before it names it and stops
+    trace_every: int = 0  # steps between recorded timelines (ring/exposed_comm_ms, a picture in the report); 0: none
     topology: str = "auto"  # how the ranks are joined; auto: measured before training, and planned as port
     island: int = 0  # two_level: ranks that share fast links
     link_gbit: float = 0.0  # of a link (two_level: inside an island), Gbit/s each way; 0: measured before training

@@ -32,6 +32,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("time/data_wait_sec", "s", MAX, MINIMIZE, "part of the step that waited for the loader"),
     Metric("time/eval_sec", "s", MAX, MINIMIZE, "evaluation after this step"),
     Metric("time/checkpoint_sec", "s", MAX, MINIMIZE, "checkpoint before this step: write, sync, rename"),
+    Metric("ring/exposed_comm_ms", "ms", MAX, MINIMIZE, "attention's waiting for messages in a recorded step"),
     Metric("memory/peak_gb", "GB", MAX, MINIMIZE, "peak so far: device memory on a GPU, resident memory on a CPU"),
     Metric("eval/loss", "nats/token", SAME, MINIMIZE, "mean over all labels of the held-out windows"),
     Metric("eval/loss_by_position/", "nats/token", SAME, MINIMIZE, "eval/loss of labels with that much context"),

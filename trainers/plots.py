@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 Record = Mapping[str, Any]
@@ -154,6 +155,33 @@ def dropped(figures: Mapping[str, Any]) -> Figure | None:
         axes.text(count, place, f" {count:,}", va="center", fontsize=8, color=_INK)
     axes.set_xlabel("documents", fontsize=9, color=_INK)
     axes.margins(x=0.12)
+    return figure
+
+
+ACTIVITIES = {"compute": (BLUE, 0.5), "wait": (ORANGE, 0.5), "send": (GREY, 0.12), "receive": (GREEN, 0.12)}
+
+
+def timeline(record: Mapping[str, Any]) -> Figure | None:
+    """What every rank of one sequence did during one attention call, forward and backward (trainers.timeline)."""
+    ranks = record.get("ranks") or []
+    directions = [name for name in ("forward", "backward") if any(rank.get(name) for rank in ranks)]
+    if not directions:
+        return None
+    figure = Figure(figsize=(6.4, 0.9 + len(directions) * (0.5 + 0.34 * len(ranks))), dpi=120, layout="constrained")
+    for axes, direction in zip(figure.subplots(len(directions), 1, squeeze=False)[:, 0], directions, strict=True):
+        for row, rank in enumerate(ranks):
+            for activity, start, end in rank.get(direction, []):
+                color, height = ACTIVITIES[activity]
+                offset = {"send": 0.32, "receive": 0.45}.get(activity, 0.0)
+                axes.barh(row + offset, end - start, left=start, height=height, color=color, linewidth=0)
+        axes.set_yticks(range(len(ranks)), [f"rank {row}" for row in range(len(ranks))])
+        axes.invert_yaxis()
+        axes.set_title(f"Attention, {direction}", loc="left", fontsize=11, color=_INK, fontweight="bold")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8, colors=_INK)
+        axes.set_xlabel(f"ms since the call began, step {record.get('step', '')}", fontsize=8, color=_INK)
+    handles = [Patch(color=color, label=name) for name, (color, _) in ACTIVITIES.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 

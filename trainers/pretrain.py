@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +33,7 @@ from models.hf import load_hf
 from models.moe.upcycle import add_auxiliary, upcycle
 from parallel.apply import parallelize
 from parallel.mesh import Mesh, build_mesh
+from parallel.ring.trace import recording
 from trainers import console
 from trainers.cancel import any_stopping
 from trainers.checkpoint import Checkpoints
@@ -48,6 +50,7 @@ from trainers.sequence import resolve_sequence
 from trainers.state import StateWriter, TrainState, identity
 from trainers.step import to_local, train_step
 from trainers.throughput import Meter
+from trainers.timeline import exposed, save_timeline
 from trainers.tracking import require_tracker, run_id
 
 
@@ -122,10 +125,15 @@ def train(config: RunConfig, control: Control, runtime: Runtime, parts: Parts, s
         arrays = loader.batch(state.step, mesh.dp_rank, mesh.dp_size).arrays()
         parts.meter.data_is_here()
         batch = to_local(arrays, mesh, config.sequence.layout, runtime.device)
-        result = train_step(parts.model, parts.optimizer, batch, state.step, mesh, config)
+        traced = config.sequence.trace_every if mesh.cp_size > 1 else 0
+        with recording() if _due(state.step + 1, traced, 0) else nullcontext() as recorder:
+            result = train_step(parts.model, parts.optimizer, batch, state.step, mesh, config)
         state.advance(trainer.batch * config.data.context, result.loss)
 
         values = once | parts.meter.stop(trainer.batch * config.data.context)
+        if recorder is not None:
+            values |= exposed(recorder)
+            save_timeline(recorder, config.run_dir, state.step, mesh)
         values |= {
             "train/loss": result.loss,
             "train/tokens": state.tokens,

@@ -19,6 +19,7 @@ from trainers.journal import METRICS_FILE, SAMPLES_FILE, read_journal
 from trainers.lineage import FILE_NAME as LINEAGE_FILE
 
 FOLDER, PAGE = "report", "index.html"
+TIMELINE_FILE = "timeline.json"  # trainers.timeline writes it; that module needs torch, this one does not
 
 
 @dataclass
@@ -86,6 +87,7 @@ def write_report(run_dir: Path | str) -> Path:
     run = read_run(Path(run_dir))
     folder = run.path / FOLDER
     figures = {name: draw(run.metrics) for name, draw in plots.PICTURES.items()}
+    figures["timeline"] = plots.timeline(_read(run.path / TIMELINE_FILE, {}))
     figures["dropped"] = plots.dropped(run.stages.get("curated", {}).get("figures", {}))
     pictures = {name: page.png(figure) for name, figure in figures.items() if figure is not None}
     for name, content in pictures.items():

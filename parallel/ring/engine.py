@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fused.block import accumulation_dtype
+from parallel.ring import trace
 from parallel.ring.channel import Arrival, Channel
 from parallel.ring.problem import Segments
 from parallel.ring.schedule import INPUTS, Kind, Message, Schedule, Step, Strategy
@@ -84,7 +85,10 @@ class _Run:
 
 def run(schedule: Schedule, worker: Worker, channel: Channel | None) -> None:
     """Execute a rank's steps; ``worker`` holds the results afterwards."""
-    execution, rank = _Run(worker, channel), worker.rules.rank
+    rank, recorder = worker.rules.rank, trace.current()
+    if recorder is not None:
+        worker, channel = recorder.watch(schedule.direction, worker, channel)
+    execution = _Run(worker, channel)
     for step, dead in zip(schedule.ranks[rank], last_uses(schedule, rank), strict=True):
         execution.step(step, dead)
     if channel is not None:
