@@ -144,8 +144,8 @@ class _Layer:
         self._qkv = linear(weight, joined(biases) if biases else None, form, pack)
         self._out = _module(attention.out, dtype, form, pack)
         self._attention_norm, self._mlp_norm = (_Norm(n, dtype) for n in (block.attention_norm, block.mlp_norm))
-        norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
-        self._head_norms = None if norms[0] is None else tuple(_paired_norm(n, pairs, dtype) for n in norms if n)
+        norms = [norm for norm in (attention.q_norm, attention.k_norm) if isinstance(norm, torch.nn.RMSNorm)]
+        self._head_norms = tuple(_paired_norm(norm, pairs, dtype) for norm in norms)
         self._post_norm = block.post_norm
         self._experts = None
         if isinstance(block.mlp, SwiGLU):
@@ -167,7 +167,7 @@ class _Layer:
         heads, kv_heads = self._heads, self._kv_heads
         qkv_THD = self._qkv(x_TE).view(x_TE.shape[0], -1, self._width)
         q_THD, k_TKD, v_TKD = qkv_THD.split((heads, kv_heads, kv_heads), 1)
-        if self._head_norms is not None:
+        if self._head_norms:
             q_THD.copy_(self._head_norms[0](q_THD))
             k_TKD.copy_(self._head_norms[1](k_TKD))
         _rotate(qkv_THD[:, : heads + kv_heads], step.turn_T1D)

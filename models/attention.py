@@ -59,15 +59,18 @@ def _sdpa(q_BSHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, mask: Tensor | None = 
 
 
 class Attention(nn.Module):
-    """Projections around an attention core, without biases."""
+    """Projections around an attention core; Qwen2's have biases, Qwen3 normalises queries and keys."""
 
     def __init__(self, spec: ModelSpec, layer: int) -> None:
         super().__init__()
         self.layer, self.head_dim = layer, spec.head_dim
-        self.q = nn.Linear(spec.dim, spec.heads * spec.head_dim, bias=False)
-        self.k = nn.Linear(spec.dim, spec.kv_heads * spec.head_dim, bias=False)
-        self.v = nn.Linear(spec.dim, spec.kv_heads * spec.head_dim, bias=False)
+        self.q = nn.Linear(spec.dim, spec.heads * spec.head_dim, bias=spec.qkv_bias)
+        self.k = nn.Linear(spec.dim, spec.kv_heads * spec.head_dim, bias=spec.qkv_bias)
+        self.v = nn.Linear(spec.dim, spec.kv_heads * spec.head_dim, bias=spec.qkv_bias)
         self.out = nn.Linear(spec.heads * spec.head_dim, spec.dim, bias=False)
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(spec.head_dim, eps=spec.norm_eps) if spec.qk_norm else nn.Identity() for _ in range(2)
+        )
         self.attention_core: AttentionCore = local_attention
 
     def forward(
@@ -81,8 +84,8 @@ class Attention(nn.Module):
         """[batch, sequence, dim] to the same shape; ``places_S`` as in ``KVCache.append``."""
         batch, length, _ = x_BSE.shape
         split = (batch, length, -1, self.head_dim)
-        q_BSHD = turn.apply(self.q(x_BSE).view(split))
-        k_BSKD = turn.apply(self.k(x_BSE).view(split))
+        q_BSHD = turn.apply(self.q_norm(self.q(x_BSE).view(split)))
+        k_BSKD = turn.apply(self.k_norm(self.k(x_BSE).view(split)))
         v_BSKD = self.v(x_BSE).view(split)
         if cache is not None:
             past = cache.held(self.layer)

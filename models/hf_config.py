@@ -1,8 +1,8 @@
 """``config.json`` of a model folder and the ``ModelSpec`` that it describes, both ways.
 
-A dense model is a LlamaForCausalLM. One with experts, mixture of depths or norms behind the layers is a
-SundogMoMaForCausalLM: the same keys, and the others of the spec by their own names under ``moma``, which a dense model
-of several modalities has too.
+A dense model is a LlamaForCausalLM, or one of its relatives that differ in what ``RELATIVES`` says. One with experts,
+mixture of depths or norms behind the layers is a SundogMoMaForCausalLM: the same keys, and the others of the spec by
+their own names under ``moma``, which a dense model of several modalities has too.
 """
 
 from pathlib import Path
@@ -15,6 +15,13 @@ from models.spec import DEFAULT_CONTEXT, ROPE_KINDS, ModelSpec, RopeSpec
 CONFIG = "config.json"
 ARCHITECTURE, MODEL_TYPE = "LlamaForCausalLM", "llama"
 MOMA, MOMA_TYPE = "SundogMoMaForCausalLM", "sundog_moma"
+# Architectures with the names and the arithmetic of a Llama but for these fields of the spec.
+RELATIVES: dict[str, dict[str, bool]] = {
+    ARCHITECTURE: {},
+    "MistralForCausalLM": {},
+    "Qwen2ForCausalLM": {"qkv_bias": True},
+    "Qwen3ForCausalLM": {"qk_norm": True},
+}
 MOMA_KEYS = ("norm", "modalities", "modality_tokens", "depth", "experts")
 # Keys that change the arithmetic of a Llama, with the values under which they do not.
 NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -26,7 +33,7 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "partial_rotary_factor": (1.0, None),
     "is_encoder_decoder": (False, None),
 }
-FIX = "use a folder of a LlamaForCausalLM, or convert it with transformers"
+FIX = "use a folder of a Llama-like model, or convert it with transformers"
 
 
 def read_spec(folder: str | Path) -> ModelSpec:
@@ -47,9 +54,11 @@ def read_spec(folder: str | Path) -> ModelSpec:
 def spec_from_config(config: dict[str, Any], path: str = CONFIG) -> ModelSpec:
     """The spec of a parsed config.json; ``path`` is for messages. Raises DataError as ``read_spec`` does."""
     architectures = config.get("architectures") or [ARCHITECTURE if config.get("model_type") == "llama" else "none"]
-    if architectures not in ([ARCHITECTURE], [MOMA]):
-        raise DataError(f"{path}: architectures", architectures, f"must be [{ARCHITECTURE!r}]", FIX)
+    if len(architectures) != 1 or architectures[0] not in (*RELATIVES, MOMA):
+        raise DataError(f"{path}: architectures", architectures, f"must be one of {', '.join(RELATIVES)}", FIX)
     for key, neutral in NEUTRAL.items():
+        if key == "sliding_window" and config.get("use_sliding_window") is False:
+            continue  # Qwen names the size of a window that it does not use
         if config.get(key) not in neutral:
             raise DataError(f"{path}: {key}", config[key], f"must be {neutral[0]!r} or absent", FIX)
     heads = _whole(config, "num_attention_heads", path)
@@ -68,9 +77,10 @@ def spec_from_config(config: dict[str, Any], path: str = CONFIG) -> ModelSpec:
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
             init_std=_number(config, "initializer_range", path, 0.02),
             context=_whole(config, "max_position_embeddings", path, DEFAULT_CONTEXT),
+            **RELATIVES.get(architectures[0], {}),
         )
         extra = config.get("moma")
-        if extra is None and architectures == [ARCHITECTURE]:
+        if extra is None and architectures[0] in RELATIVES:
             return spec
         if not isinstance(extra, dict):
             raise TypeError("missing")
@@ -92,9 +102,13 @@ def config_of(spec: ModelSpec, dtype: str, token_ids: dict[str, int | None]) -> 
         rope["original_max_position_embeddings"] = spec.rope.original_context
     moma = spec.routed or spec.norm == "post"
     extra = {name: spec.to_dict()[name] for name in MOMA_KEYS}
+    architecture, model_type = MOMA if moma else ARCHITECTURE, MOMA_TYPE if moma else MODEL_TYPE
+    if spec.qkv_bias or spec.qk_norm:
+        model_type = "qwen2" if spec.qkv_bias else "qwen3"
+        architecture = f"{model_type.capitalize()}ForCausalLM"
     return {
-        "architectures": [MOMA if moma else ARCHITECTURE],
-        "model_type": MOMA_TYPE if moma else MODEL_TYPE,
+        "architectures": [architecture],
+        "model_type": model_type,
         **({"moma": extra} if moma or len(spec.modalities) > 1 else {}),
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.dim,

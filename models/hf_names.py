@@ -1,6 +1,7 @@
 """Names of the weights here and in model folders; shapes and layouts are equal, so mapping is renaming.
 
-Dense layers have the names of a LlamaForCausalLM, routers and experts those that follow from it.
+Dense layers have the names of a LlamaForCausalLM, which its relatives use too; routers and experts those that follow
+from it.
 """
 
 from models.spec import ModelSpec
@@ -31,11 +32,18 @@ def hf_names(spec: ModelSpec) -> dict[str, str]:
         dense = not spec.experts.groups
         plain = {ours: hf for ours, hf in BLOCK.items() if dense or not ours.startswith("mlp.")}
         names |= {f"layers.{layer}.{ours}.weight": f"model.layers.{layer}.{hf}.weight" for ours, hf in plain.items()}
-        names |= {f"layers.{layer}.{ours}": f"model.layers.{layer}.{hf}" for ours, hf in _routed(spec, layer).items()}
+        further = _routed(spec, layer) | _attention(spec)
+        names |= {f"layers.{layer}.{ours}": f"model.layers.{layer}.{hf}" for ours, hf in further.items()}
     names["norm.weight"] = OUTSIDE["norm.weight"]
     if not spec.tie_embeddings:
         names[HEAD] = HF_HEAD
     return names
+
+
+def _attention(spec: ModelSpec) -> dict[str, str]:
+    """What Qwen2 and Qwen3 have beyond a Llama."""
+    names = {f"attention.{name}.bias": f"self_attn.{name}_proj.bias" for name in "qkv" if spec.qkv_bias}
+    return names | {f"attention.{name}_norm.weight": f"self_attn.{name}_norm.weight" for name in "qk" if spec.qk_norm}
 
 
 def _routed(spec: ModelSpec, layer: int) -> dict[str, str]:

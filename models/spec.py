@@ -64,6 +64,8 @@ class ModelSpec:
     modality_tokens: tuple[int, ...] = ()  # ids of each further modality, last in the vocabulary
     depth: float = 1.0
     experts: ExpertSpec = field(default_factory=ExpertSpec)
+    qkv_bias: bool = False  # as in Qwen2
+    qk_norm: bool = False  # RMSNorm of every head's query and key, as in Qwen3
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim", "context"):
@@ -160,4 +162,5 @@ class ModelSpec:
 
     def parameters(self) -> int:
         """Number of trainable numbers; a tied embedding counts once."""
-        return parameter_count(self.to_config(), self.vocab_size)
+        heads = self.qkv_bias * (self.heads + 2 * self.kv_heads) + self.qk_norm * 2
+        return parameter_count(self.to_config(), self.vocab_size) + self.layers * heads * self.head_dim

@@ -178,6 +178,8 @@ def test_texts_of_other_tenants_share_nothing(model_folder: Path):
 
 SHAPES: dict[str, dict[str, Any]] = {
     "norm behind": {"norm": "post"},
+    "biases": {"qkv_bias": True},
+    "norms of heads": {"qk_norm": True},
     "experts": {"experts": ExpertSpec(groups=(3,), active=1.5)},
 }
 

@@ -5,7 +5,18 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer as FastTokenizer
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from data.tokenize import train_tokenizer
 from models.decoder import Decoder, RopeSpec
@@ -160,3 +171,29 @@ def test_an_earlier_model_is_replaced_and_nothing_is_left_beside(tmp_path: Path)
     assert torch.equal(load_hf(tmp_path / "hf").embed.weight, second.embed.weight)
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
     assert not list((tmp_path / "hf").glob("model-*"))
+
+
+RELATIVES: dict[str, tuple[type, type]] = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+}
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_relatives_of_llama_are_read_and_written_back(name: str, tmp_path: Path):
+    config, model = RELATIVES[name]
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "sliding_window": None}
+    theirs: Any = model(config(**sizes, **heads, initializer_range=0.2)).eval()
+    with torch.no_grad():
+        for key, parameter in theirs.named_parameters():
+            if key.endswith(("bias", "q_norm.weight", "k_norm.weight")):  # which start at 0 and 1
+                parameter.uniform_(0.5, 1.5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_hf(tmp_path / "theirs")
+    assert_equal_logits(ours, theirs)
+    assert ours.spec.parameters() == sum(p.numel() for p in ours.parameters())
+    save_hf(ours, tmp_path / "ours")
+    assert_equal_logits(ours, AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval())

@@ -32,7 +32,7 @@ def edit_weights(folder: Path, added: dict[str, torch.Tensor], drop: str = "") -
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"architectures": ["MistralForCausalLM"]}, "MistralForCausalLM"),
+        ({"architectures": ["GemmaForCausalLM"]}, "MistralForCausalLM"),
         ({"architectures": None, "model_type": "gpt2"}, "architectures"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
