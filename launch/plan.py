@@ -98,7 +98,7 @@ def main(name: str, config: RunConfig) -> int:
         f"({spread}), activations {human_bytes(memory.activations)}, ring buffers {human_bytes(memory.buffers)}"
     )
     print(f"ring     {describe_traffic(config)}")
-    if mesh_sizes(config).cp > 1:
+    if config.sequence.strategy == "auto" and mesh_sizes(config).cp > 1:
         print(describe_candidates(config))
     print(f"horizon  {describe_horizon(config, vocab_size)}")
     print(f"output   {config.run_dir}; {resume_state(config)}")
