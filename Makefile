@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-BENCHMARKS := attention
+BENCHMARKS := attention experts kernels
 
 .PHONY: setup demo test lint bench clean
 

@@ -12,6 +12,11 @@ def merge_(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> No
     interpolation. An empty side (lse -inf, any finite out) has weight 0; two empty sides stay empty instead of turning
     into NaN.
     """
+    if out.is_cuda and out.dtype == torch.float32:
+        from fused import triton_merge  # Triton is there only where there is a GPU
+
+        triton_merge.merge_(out, lse, [(block_out, block_lse)])
+        return
     total = torch.logaddexp(lse, block_lse)
     weight = (block_lse - total).exp_()
     weight.masked_fill_(total == -torch.inf, 0.0)

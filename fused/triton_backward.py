@@ -153,7 +153,7 @@ def query_kernel(
     q, k, v, d_out, lse, delta, start, stop, dq,
     q_strides, k_strides, v_strides, d_out_strides, lse_strides, mask_stride, dq_strides, queries, keys, scale,
     dropout, HEADS: tl.constexpr, GROUP: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, ADD: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, WIDTH_K: tl.constexpr, WIDTH_V: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, WIDTH_K: tl.constexpr, WIDTH_V: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``dq`` of a tile of queries; with ADD, added to what it holds. No other program writes there."""
@@ -170,16 +170,22 @@ def query_kernel(
     kv_head = head // GROUP
     bits = row_bits(dropout, batch, head, row, queries, BLOCK_Q)
     acc = tl.zeros((BLOCK_Q, WIDTH_K), tl.float32)
-    acc = gather_keys(
-        acc, q_tile, d_tile, row_lse, row_delta, row_start, row_stop, k, v, k_strides, v_strides, batch, kv_head,
-        first, full, keys, scale, dropout, bits, BLOCK_K, WIDTH_K, WIDTH_V, DK, DV, True, PRECISION,
-    )  # fmt: skip
-    acc = gather_keys(
-        acc, q_tile, d_tile, row_lse, row_delta, row_start, row_stop, k, v, k_strides, v_strides, batch, kv_head,
-        full, ragged, keys, scale, dropout, bits, BLOCK_K, WIDTH_K, WIDTH_V, DK, DV, False, PRECISION,
-    )  # fmt: skip
-    acc = gather_keys(
-        acc, q_tile, d_tile, row_lse, row_delta, row_start, row_stop, k, v, k_strides, v_strides, batch, kv_head,
-        ragged, last, keys, scale, dropout, bits, BLOCK_K, WIDTH_K, WIDTH_V, DK, DV, True, PRECISION,
-    )  # fmt: skip
+    if SPLIT:
+        acc = gather_keys(
+            acc, q_tile, d_tile, row_lse, row_delta, row_start, row_stop, k, v, k_strides, v_strides, batch, kv_head,
+            first, full, keys, scale, dropout, bits, BLOCK_K, WIDTH_K, WIDTH_V, DK, DV, True, PRECISION,
+        )  # fmt: skip
+        acc = gather_keys(
+            acc, q_tile, d_tile, row_lse, row_delta, row_start, row_stop, k, v, k_strides, v_strides, batch, kv_head,
+            full, ragged, keys, scale, dropout, bits, BLOCK_K, WIDTH_K, WIDTH_V, DK, DV, False, PRECISION,
+        )  # fmt: skip
+        acc = gather_keys(
+            acc, q_tile, d_tile, row_lse, row_delta, row_start, row_stop, k, v, k_strides, v_strides, batch, kv_head,
+            ragged, last, keys, scale, dropout, bits, BLOCK_K, WIDTH_K, WIDTH_V, DK, DV, True, PRECISION,
+        )  # fmt: skip
+    else:
+        acc = gather_keys(
+            acc, q_tile, d_tile, row_lse, row_delta, row_start, row_stop, k, v, k_strides, v_strides, batch, kv_head,
+            first, last, keys, scale, dropout, bits, BLOCK_K, WIDTH_K, WIDTH_V, DK, DV, True, PRECISION,
+        )  # fmt: skip
     store_rows(dq, acc * scale, dq_strides, batch, head, row, queries, BLOCK_Q, WIDTH_K, DK, ADD)

@@ -43,6 +43,7 @@ class Block(NamedTuple):
             "WIDTH_V": padded(value),
             "BLOCK_Q": config.block_q,
             "BLOCK_K": config.block_k,
+            "SPLIT": config.split,
             "PRECISION": precision(self.q.dtype),
             "num_warps": config.warps,
             "num_stages": config.stages,
@@ -103,7 +104,7 @@ def backward_launch(
         *map(strides, (dq, *dkv)),
         *(q.shape[1], keys, scale, block.drop),
     )
-    options = {"KV_HEADS": kv_heads, "ADD": add, "SHARE_DQ": share_dq, "SPLIT": config.split}
+    options = {"KV_HEADS": kv_heads, "ADD": add, "SHARE_DQ": share_dq}
     grid = (triton.cdiv(keys, config.block_k), batch * kv_heads)
     return Launch(backward_kernel, grid, arguments, options | block.options(config))
 

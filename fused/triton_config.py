@@ -4,12 +4,14 @@ from typing import NamedTuple
 
 import torch
 
+from conf.errors import ConfigError
+
 
 class Tiles(NamedTuple):
     """Queries and keys of a tile, warps of a program, stages of the software pipeline.
 
     With ``descriptors`` tensors are read and written through tensor descriptors where their strides allow it. With
-    ``split`` the backward has a loop of its own for tiles that need no mask; one loop for all takes fewer registers.
+    ``split`` there is a loop of its own for tiles that need no mask; one loop for all takes fewer registers.
     """
 
     block_q: int
@@ -40,12 +42,97 @@ TARGETS = {
     "gfx942": Target("hip", "gfx942", 64, 64 * 1024),
 }
 
-# (kernel, bytes of an element, head width up to) -> tiles, for each target
-TILES: dict[str, dict[tuple[str, int, int], Tiles]] = {}
+# (kernel, bytes of an element, head width up to) -> tiles, for each target. 4 bytes are for checking: exact fp32
+# products, for which NVIDIA has no matrix units.
+TILES: dict[str, dict[tuple[str, int, int], Tiles]] = {
+    "sm_90": {
+        ("forward", 2, 64): Tiles(128, 128, 8, 2, True, True),
+        ("forward", 2, 128): Tiles(128, 64, 8, 3, True, True),
+        ("forward", 2, 256): Tiles(128, 32, 8, 2, True, True),
+        ("backward", 2, 64): Tiles(128, 64, 8, 2, True, True),
+        ("backward", 2, 128): Tiles(128, 64, 8, 1, True),
+        ("backward", 2, 256): Tiles(32, 32, 8, 1),
+        ("query", 2, 64): Tiles(128, 64, 8, 2, True, True),
+        ("query", 2, 128): Tiles(128, 64, 8, 2, True, True),
+        ("query", 2, 256): Tiles(32, 32, 8, 1),
+        ("forward", 4, 64): Tiles(32, 32, 8, 1),
+        ("forward", 4, 128): Tiles(32, 16, 8, 1),
+        ("forward", 4, 256): Tiles(16, 16, 8, 1),
+        ("backward", 4, 64): Tiles(32, 32, 4, 1, True),
+        ("backward", 4, 128): Tiles(32, 32, 8, 1, True),
+        ("backward", 4, 256): Tiles(32, 16, 8, 1, True),
+        ("query", 4, 64): Tiles(32, 32, 4, 1),
+        ("query", 4, 128): Tiles(32, 32, 8, 1),
+        ("query", 4, 256): Tiles(32, 16, 8, 1),
+    },
+    "sm_80": {
+        ("forward", 2, 64): Tiles(128, 64, 8, 3, split=True),
+        ("forward", 2, 128): Tiles(128, 32, 8, 3, split=True),
+        ("forward", 2, 256): Tiles(64, 32, 8, 2),
+        ("backward", 2, 64): Tiles(64, 64, 8, 1),
+        ("backward", 2, 128): Tiles(64, 64, 8, 1),
+        ("backward", 2, 256): Tiles(32, 32, 8, 1),
+        ("query", 2, 64): Tiles(64, 64, 8, 2),
+        ("query", 2, 128): Tiles(64, 32, 8, 2),
+        ("query", 2, 256): Tiles(32, 32, 8, 1),
+        ("forward", 4, 64): Tiles(32, 32, 8, 1),
+        ("forward", 4, 128): Tiles(32, 16, 8, 1),
+        ("forward", 4, 256): Tiles(16, 16, 8, 1),
+        ("backward", 4, 64): Tiles(32, 32, 8, 1),
+        ("backward", 4, 128): Tiles(32, 16, 8, 1),
+        ("backward", 4, 256): Tiles(16, 16, 8, 1),
+        ("query", 4, 64): Tiles(32, 32, 4, 1),
+        ("query", 4, 128): Tiles(32, 32, 8, 1),
+        ("query", 4, 256): Tiles(32, 16, 8, 1),
+    },
+    "sm_100": {
+        ("forward", 2, 64): Tiles(128, 128, 8, 2, True, True),
+        ("forward", 2, 128): Tiles(128, 64, 8, 3, True, True),
+        ("forward", 2, 256): Tiles(128, 32, 8, 2, True, True),
+        ("backward", 2, 64): Tiles(128, 64, 8, 1, True),
+        ("backward", 2, 128): Tiles(128, 64, 8, 1, True),
+        ("backward", 2, 256): Tiles(32, 32, 8, 1),
+        ("query", 2, 64): Tiles(128, 64, 8, 2, True, True),
+        ("query", 2, 128): Tiles(128, 64, 8, 2, True, True),
+        ("query", 2, 256): Tiles(64, 32, 8, 1, True),
+        ("forward", 4, 64): Tiles(32, 32, 8, 1),
+        ("forward", 4, 128): Tiles(32, 16, 8, 1),
+        ("forward", 4, 256): Tiles(16, 16, 8, 1),
+        ("backward", 4, 64): Tiles(32, 32, 4, 1, True),
+        ("backward", 4, 128): Tiles(32, 32, 8, 1, True),
+        ("backward", 4, 256): Tiles(32, 16, 8, 1, True),
+        ("query", 4, 64): Tiles(32, 32, 4, 1),
+        ("query", 4, 128): Tiles(32, 32, 8, 1),
+        ("query", 4, 256): Tiles(32, 16, 8, 1),
+    },
+    "gfx942": {
+        ("forward", 2, 64): Tiles(128, 64, 4, 2, split=True),
+        ("forward", 2, 128): Tiles(128, 64, 4, 2, split=True),
+        ("forward", 2, 256): Tiles(64, 32, 4, 1),
+        ("backward", 2, 64): Tiles(64, 64, 4, 1),
+        ("backward", 2, 128): Tiles(64, 64, 4, 1),
+        ("backward", 2, 256): Tiles(32, 32, 4, 1),
+        ("query", 2, 64): Tiles(64, 64, 4, 1),
+        ("query", 2, 128): Tiles(64, 32, 4, 1),
+        ("query", 2, 256): Tiles(32, 32, 4, 1),
+        ("forward", 4, 64): Tiles(32, 32, 4, 1),
+        ("forward", 4, 128): Tiles(32, 32, 4, 1),
+        ("forward", 4, 256): Tiles(16, 16, 4, 1),
+        ("backward", 4, 64): Tiles(32, 32, 4, 1),
+        ("backward", 4, 128): Tiles(32, 32, 4, 1),
+        ("backward", 4, 256): Tiles(16, 16, 4, 1),
+        ("query", 4, 64): Tiles(32, 32, 4, 1),
+        ("query", 4, 128): Tiles(32, 32, 4, 1),
+        ("query", 4, 256): Tiles(16, 16, 4, 1),
+    },
+}
 
 
 def tiles(target: str, kernel: str, element_bytes: int, width: int) -> Tiles:
     """The tiles for heads of ``width``, the larger of the key and the value width padded to a power of two."""
+    if width > WIDTHS[-1]:
+        rule, fix = f"attention kernels take heads of up to {WIDTHS[-1]}", "more heads, or narrower ones"
+        raise ConfigError("model.head_dim", width, rule, fix)
     return TILES[target][kernel, element_bytes, max(width, WIDTHS[0])]
 
 

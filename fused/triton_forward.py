@@ -43,7 +43,7 @@ def forward_kernel(
     q, k, v, out, lse, start, stop,
     q_strides, k_strides, v_strides, out_strides, lse_strides, mask_stride, queries, keys, scale, dropout,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr, CARRY: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, WIDTH_K: tl.constexpr, WIDTH_V: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, WIDTH_K: tl.constexpr, WIDTH_V: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``out`` and ``lse`` of a tile of queries over this block's keys; with CARRY, over those already in them as well.
@@ -71,18 +71,24 @@ def forward_kernel(
     first, full, ragged, last = key_ranges(row_start, row_stop, in_range, keys, BLOCK_K)
     kv_head = head // GROUP
     bits = row_bits(dropout, batch, head, row, queries, BLOCK_Q)
-    acc, peak, total = attend(
-        acc, peak, total, q_tile, k, v, k_strides, v_strides, batch, kv_head, row_start, row_stop, first, full, keys,
-        scale, dropout, bits, BLOCK_K, WIDTH_K, WIDTH_V, DK, DV, True, PRECISION,
-    )  # fmt: skip
-    acc, peak, total = attend(
-        acc, peak, total, q_tile, k, v, k_strides, v_strides, batch, kv_head, row_start, row_stop, full, ragged, keys,
-        scale, dropout, bits, BLOCK_K, WIDTH_K, WIDTH_V, DK, DV, False, PRECISION,
-    )  # fmt: skip
-    acc, peak, total = attend(
-        acc, peak, total, q_tile, k, v, k_strides, v_strides, batch, kv_head, row_start, row_stop, ragged, last, keys,
-        scale, dropout, bits, BLOCK_K, WIDTH_K, WIDTH_V, DK, DV, True, PRECISION,
-    )  # fmt: skip
+    if SPLIT:
+        acc, peak, total = attend(
+            acc, peak, total, q_tile, k, v, k_strides, v_strides, batch, kv_head, row_start, row_stop, first, full,
+            keys, scale, dropout, bits, BLOCK_K, WIDTH_K, WIDTH_V, DK, DV, True, PRECISION,
+        )  # fmt: skip
+        acc, peak, total = attend(
+            acc, peak, total, q_tile, k, v, k_strides, v_strides, batch, kv_head, row_start, row_stop, full, ragged,
+            keys, scale, dropout, bits, BLOCK_K, WIDTH_K, WIDTH_V, DK, DV, False, PRECISION,
+        )  # fmt: skip
+        acc, peak, total = attend(
+            acc, peak, total, q_tile, k, v, k_strides, v_strides, batch, kv_head, row_start, row_stop, ragged, last,
+            keys, scale, dropout, bits, BLOCK_K, WIDTH_K, WIDTH_V, DK, DV, True, PRECISION,
+        )  # fmt: skip
+    else:
+        acc, peak, total = attend(
+            acc, peak, total, q_tile, k, v, k_strides, v_strides, batch, kv_head, row_start, row_stop, first, last,
+            keys, scale, dropout, bits, BLOCK_K, WIDTH_K, WIDTH_V, DK, DV, True, PRECISION,
+        )  # fmt: skip
 
     seen = total > 0.0
     total = tl.where(seen, total, 1.0)
