@@ -8,7 +8,7 @@ from typing import Any
 from conf.schema import DataConfig
 from data import debian_docs, python_docs
 from data.documents import Document, Skip
-from data.readers import detect_format, find_files, read_file
+from data.readers import detect_format, find_files, read_file, split_parquet
 
 SLICE_BYTES = 32 << 20  # of the small files that share a slice
 NAMES_PER_CUT = 16  # of this many names, one ends a half full slice
@@ -50,7 +50,8 @@ def read_slice(unit: dict[str, Any]) -> Iterator[Document | Skip]:
         yield from python_docs.read(unit)
         return
     for file in unit["files"]:
-        yield from read_file(file["path"], file["name"], unit["format"], unit["text_field"], unit["id_field"])
+        groups = file.get("row_groups")
+        yield from read_file(file["path"], file["name"], unit["format"], unit["text_field"], unit["id_field"], groups)
 
 
 def _of_files(config: DataConfig, licence: str, files: list[dict[str, Any]], form: str) -> Corpus:
@@ -60,7 +61,7 @@ def _of_files(config: DataConfig, licence: str, files: list[dict[str, Any]], for
     """
     groups: list[list[dict[str, Any]]] = []
     size = count = 0
-    for file in files:
+    for file in _split(files, form):
         is_text = detect_format(file["name"], form) == "text"
         full = size + file["bytes"] > SLICE_BYTES or count >= config.shard_documents
         half = size > SLICE_BYTES // 2 or count > config.shard_documents // 2
@@ -75,5 +76,16 @@ def _of_files(config: DataConfig, licence: str, files: list[dict[str, Any]], for
     return Corpus(licence, _identity(files), slices)
 
 
+def _split(files: list[dict[str, Any]], form: str) -> Iterator[dict[str, Any]]:
+    """The files, large Parquet files as ranges of row groups of about SLICE_BYTES."""
+    for file in files:
+        large = file["bytes"] > SLICE_BYTES and detect_format(file["name"], form) == "parquet"
+        ranges = split_parquet(file["path"], SLICE_BYTES) if large else []
+        if len(ranges) < 2:
+            yield file
+        for first, last in ranges if len(ranges) > 1 else ():
+            yield {**file, "bytes": file["bytes"] // len(ranges), "row_groups": [first, last]}
+
+
 def _identity(files: list[dict[str, Any]]) -> list[Any]:
-    return [[file["name"], file["bytes"], file["mtime"]] for file in files]
+    return [[file["name"], file["bytes"], file["mtime"], *file.get("row_groups", ())] for file in files]

@@ -1,4 +1,5 @@
-"""Readers of the user's files: text, JSON lines and Parquet, plain or compressed, streamed in bounded memory.
+"""Readers of the user's files, streamed in bounded memory: text, JSON lines, Parquet, Arrow (Hugging Face datasets),
+WARC and WET archives; plain or compressed, local or at any URL that fsspec opens.
 
 A reader yields documents and skips; it never raises for what is inside a file. A file that breaks in the middle gives
 the documents before the break and one skip.
@@ -9,36 +10,47 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from conf.errors import DataError
+from data.archives import read_archive
 from data.documents import Document, Skip
 
 CHUNK = 1 << 20  # bytes read at once
 MAX_RECORD = 64 << 20  # bytes of one document or JSON line; a longer one is skipped
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-JSONL_SUFFIXES = {".jsonl", ".ndjson", ".json"}
+FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
+FORMATS |= {".arrow": "arrow", ".warc": "warc", ".wet": "warc"}
+NO_DATA = {"dataset_info.json", "state.json", "dataset_dict.json"}  # what Hugging Face datasets writes beside the data
 Records = Iterator[Document | Skip]
 
 
 def detect_format(name: str, wanted: str = "auto") -> str:
-    """``text``, ``jsonl`` or ``parquet``: as asked, else by the name's suffix without that of a compression."""
+    """``text``, ``jsonl``, ``parquet``, ``arrow`` or ``warc``: as asked, else by the suffix before a compression's."""
     if wanted != "auto":
         return wanted
     path = Path(name.lower())
     suffix = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
-    return "jsonl" if suffix in JSONL_SUFFIXES else "parquet" if suffix in {".parquet", ".pq"} else "text"
+    return FORMATS.get(suffix, "text")
+
+
+def is_url(path: str) -> bool:
+    """Whether a path names a file system, as in ``s3://bucket/key`` or ``memory://folder``."""
+    return "://" in path
 
 
 def find_files(pattern: str) -> list[dict[str, Any]]:
-    """Files of a path, folder (with its subfolders, without hidden files) or glob, sorted by name.
+    """Files of a path, folder (with its subfolders, without hidden files), glob or URL of these, sorted by name.
 
-    Each as ``path`` (absolute), ``name`` (relative to what was named), ``bytes`` and ``mtime`` (ns). Raises DataError
-    when nothing is there.
+    Each as ``path`` (absolute), ``name`` (relative to what was named), ``bytes`` and ``mtime`` (ns; of a URL what its
+    file system knows of the version). Raises DataError when nothing is there.
     """
+    if is_url(pattern):
+        return _find_remote(pattern)
     path = Path(pattern).expanduser()
     if path.is_file():
         root, found = path.parent, [path]
@@ -48,11 +60,55 @@ def find_files(pattern: str) -> list[dict[str, Any]]:
         found = [Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file()]
         root = Path(os.path.commonpath([p.parent for p in found])) if found else path
     named = sorted((file.relative_to(root).as_posix(), file) for file in found)
-    visible = [(name, file) for name, file in named if not any(part.startswith(".") for part in name.split("/"))]
+    visible = [(name, file) for name, file in named if _is_data(name)]
     if not visible:
-        rule = "a file, a folder that holds files, or a glob that matches some"
-        raise DataError("data.path", pattern or "(empty)", rule, "check the path, or use data=python_docs")
+        raise _nothing(pattern)
     return [_entry(name, file) for name, file in visible]
+
+
+def _is_data(name: str) -> bool:
+    *_, last = parts = name.split("/")
+    return last not in NO_DATA and not any(part.startswith(".") for part in parts)
+
+
+def _nothing(pattern: str, reason: str = "") -> DataError:
+    rule = "a file, a folder that holds files, or a glob that matches some"
+    value = f"{pattern or '(empty)'}{': ' if reason else ''}{reason}"
+    return DataError("data.path", value, rule, "check the path, or use data=python_docs")
+
+
+def _find_remote(url: str) -> list[dict[str, Any]]:
+    try:
+        system, root = fsspec.core.url_to_fs(url)
+        if system.isfile(root):
+            found, root = [root], root.rpartition("/")[0]
+        elif system.isdir(root):
+            found = system.find(root)
+        else:
+            found, root = [path for path in system.glob(root) if system.isfile(path)], root.partition("*")[0]
+            root = root.rpartition("/")[0]
+        entries = []
+        for path in sorted(found):
+            about = system.info(path)
+            name = path.removeprefix(root).lstrip("/")
+            version = next(
+                (str(about[k]) for k in ("ETag", "etag", "mtime", "LastModified", "created") if k in about), ""
+            )
+            full = system.unstrip_protocol(path)
+            entries.append({"path": full, "name": name, "bytes": about.get("size") or 0, "mtime": version})
+    except (OSError, ValueError, ImportError) as error:  # such as an unknown protocol, or one whose package is missing
+        raise _nothing(url, str(error)[:200]) from error
+    if not (visible := [entry for entry in entries if _is_data(entry["name"])]):
+        raise _nothing(url)
+    return visible
+
+
+def open_file(path: str) -> BinaryIO:
+    """Opens a local path or a URL for reading. Raises OSError."""
+    if not is_url(path):
+        return open(path, "rb")
+    system, inside = fsspec.core.url_to_fs(path)
+    return system.open(inside, "rb")
 
 
 def _entry(name: str, file: Path) -> dict[str, Any]:
@@ -63,14 +119,28 @@ def _entry(name: str, file: Path) -> dict[str, Any]:
     return {"path": str(file.absolute()), "name": name, "bytes": status.st_size, "mtime": status.st_mtime_ns}
 
 
-def read_file(path: str, name: str, form: str, text_field: str = "text", id_field: str = "id") -> Records:
-    """Documents and skips of one file in the given format (``auto`` looks at the name)."""
+def read_file(
+    path: str,
+    name: str,
+    form: str,
+    text_field: str = "text",
+    id_field: str = "id",
+    row_groups: tuple[int, int] | None = None,
+) -> Records:
+    """Documents and skips of one file in the given format (``auto`` looks at the name).
+
+    ``row_groups``: of a Parquet file, from the first to before the second only.
+    """
     try:
         match detect_format(name, form):
             case "jsonl":
                 yield from _read_jsonl(path, name, text_field, id_field)
             case "parquet":
-                yield from _read_parquet(path, name, text_field, id_field)
+                yield from _read_parquet(path, name, text_field, id_field, row_groups)
+            case "arrow":
+                yield from _read_arrow(path, name, text_field, id_field)
+            case "warc":
+                yield from read_archive(open_file(path), name)
             case _:
                 yield from _read_text(path, name)
     except (OSError, pa.ArrowException) as error:
@@ -80,7 +150,7 @@ def read_file(path: str, name: str, form: str, text_field: str = "text", id_fiel
 def _chunks(path: str) -> Iterator[bytes]:
     """The file's content, decompressed according to its suffix. Raises OSError when it is truncated or damaged."""
     compression = COMPRESSIONS.get(Path(path).suffix.lower())
-    with open(path, "rb") as raw, pa.input_stream(raw, compression=compression) as stream:
+    with open_file(path) as raw, pa.input_stream(raw, compression=compression) as stream:
         while chunk := stream.read(CHUNK):
             yield chunk
 
@@ -141,16 +211,44 @@ def _read_jsonl(path: str, name: str, text_field: str, id_field: str) -> Records
             yield _record(fields, where, name, text_field, id_field)
 
 
-def _read_parquet(path: str, name: str, text_field: str, id_field: str) -> Records:
-    with pq.ParquetFile(path) as file:
+def split_parquet(path: str, size: int) -> list[tuple[int, int]]:
+    """Ranges of row groups of about ``size`` bytes each; none where the file cannot be read."""
+    try:
+        with open_file(path) as raw, pq.ParquetFile(raw) as file:
+            groups = [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
+    except (OSError, pa.ArrowException):  # its reader reports it
+        return []
+    cuts, held = [0], 0
+    for group, nbytes in enumerate(groups):
+        if held and held + nbytes > size:
+            cuts.append(group)
+            held = 0
+        held += nbytes
+    return list(zip(cuts, [*cuts[1:], len(groups)], strict=True))
+
+
+def _read_parquet(path: str, name: str, text_field: str, id_field: str, row_groups: tuple[int, int] | None) -> Records:
+    with open_file(path) as raw, pq.ParquetFile(raw) as file:
         if text_field not in file.schema_arrow.names:
             yield Skip(name, name, "no_text_field", f"columns: {', '.join(file.schema_arrow.names)}"[:200])
             return
-        row = 0
-        for batch in file.iter_batches(batch_size=64):
+        first, last = row_groups or (0, file.num_row_groups)
+        row = sum(file.metadata.row_group(group).num_rows for group in range(first))
+        for batch in file.iter_batches(batch_size=64, row_groups=list(range(first, last))):
             for fields in batch.to_pylist():
                 row += 1
                 yield _record(fields, f"{name}:{row}", name, text_field, id_field)
+
+
+def _read_arrow(path: str, name: str, text_field: str, id_field: str) -> Records:
+    """A file of a Hugging Face dataset as ``save_to_disk`` writes it: an Arrow stream."""
+    row = 0
+    with open_file(path) as raw, pa.ipc.open_stream(raw) as batches:
+        for batch in batches:
+            for start in range(0, batch.num_rows, 64):
+                for fields in batch.slice(start, 64).to_pylist():
+                    row += 1
+                    yield _record(fields, f"{name}:{row}", name, text_field, id_field)
 
 
 def _record(fields: Any, where: str, name: str, text_field: str, id_field: str) -> Document | Skip:
