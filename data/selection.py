@@ -13,11 +13,18 @@ from data.decide import DECISIONS, Deciding, part_codes, reason_names
 from data.documents import SCHEMA, parquet_writer, read_batches, read_columns
 from data.files import read_json
 from data.ingest import REJECTED
+from data.manifest import Manifest
 from data.stages import Unit, record_files, unit
 from data.steps import STEPS
 from data.steps.kind import apply_edits
 
 Edit = dict[str, Any]
+
+
+def part_file(curated: Manifest, kind: str, part: dict[str, Any]) -> str:
+    """The file of a kind (``decisions``, ``documents``, ``rejected``) that was made from a part of the corpus."""
+    start = f"{kind}/{Path(part['file']).stem}-"
+    return next(name for name in curated.files if name.startswith(start))
 
 
 def conclude(deciding: Deciding) -> list[Unit]:

@@ -40,6 +40,8 @@ class Command:
 
 COMMANDS = {
     "curate": Command("launch.stages", "read the corpus, filter it, remove exact duplicates"),
+    "why": Command("launch.history", "a document's whole history: sundog why ID [KEY=VALUE ...]", takes_config=False),
+    "verify": Command("launch.history", "hash stage files again: sundog verify [SHARE] [KEY=VALUE ...]", False),
     "order": Command("launch.stages", "order documents so that windows hold related ones (or at random)"),
     "pack": Command("launch.stages", "train or load the tokenizer, write memory-mapped shards of windows"),
     "ladder": Command("launch.ladder", "train a ladder of small models and the corpus that it judges"),

@@ -11,6 +11,7 @@ from cluster.connection import connect
 from cluster.pipeline import run_units
 from conf.schema import RunConfig
 from data.curate import curate
+from data.curation_report import write_report
 from data.manifest import Manifest
 from data.order import order
 from data.pack import pack
@@ -78,6 +79,8 @@ def main(name: str, config: RunConfig) -> int:
     if manifest.reused:
         print(f"{name}: nothing to do, complete since {manifest.created} (fingerprint {manifest.fingerprint[:12]})")
     print(f"{name}: {describe(name, manifest)}  [{format_seconds(seconds)}]")
-    if name == "curate" and (table := drop_table(manifest)):
-        print(f"dropped, by reason:\n{table}")
+    if name == "curate":
+        if table := drop_table(manifest):
+            print(f"dropped, by reason:\n{table}")
+        print(f"report: {write_report(config, manifest)}")
     return 0
