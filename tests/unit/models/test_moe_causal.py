@@ -137,10 +137,10 @@ def test_depth_equals_its_definition() -> None:
     exact = x.clone()
     plain = Decoder(model.spec.__class__(**{**model.spec.__dict__, "depth": 1.0})).double()
     plain.layers[0].load_state_dict(block.state_dict(), strict=False)
-    batch = plain._batch(tokens[:, kept], positions[:, kept], None, None)
+    batch = plain.describe(tokens[:, kept], positions[:, kept], None, None)
     out = plain.layers[0](x[:, kept], batch)
     exact[0, kept] = x[0, kept] + scores[kept, None] * (out - x[:, kept])[0]
-    ours = block(x, model._batch(tokens, positions, None, None))
+    ours = block(x, model.describe(tokens, positions, None, None))
     torch.testing.assert_close(ours, exact)
 
 
