@@ -8,7 +8,7 @@ library's to rounding (it reports them plus 1e-5).
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,34 +65,46 @@ class LinearScorer:
 
     @cached_property
     def _hashes(self) -> npt.NDArray[np.uint32]:
-        return word_hashes(self.words)
+        return np.append(word_hashes(self.words), np.uint32(0))  # the last one stands for words that are not known
 
-    def row_numbers(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Row and text of every word and n-gram of prepared texts, both [entries]."""
-        split = [text.encode("utf-8", "replace").split() for text in texts]
-        flat = list(itertools.chain.from_iterable((*words, END) for words in split))
-        owner = np.repeat(np.arange(len(texts)), [len(words) + 1 for words in split])
-        index = np.fromiter(map(self._index.get, flat, itertools.repeat(-1)), np.int64, len(flat))
-        known = index >= 0
-        hashes = np.empty(len(flat), np.uint32)
-        hashes[known] = self._hashes[index[known]]
-        if not known.all():
-            hashes[~known] = word_hashes([flat[place] for place in np.flatnonzero(~known)])
-        wide = hashes.view(np.int32).astype(np.int64).view(np.uint64)  # fastText keeps them as int32
-        rows, owners, running = [index[known]], [owner[known]], wide
-        buckets = np.uint64(len(self.rows) - len(self.words))
-        for reach in range(1, self.word_ngrams):
-            running = running[:-1] * NGRAM_PRIME + wide[reach:]
-            inside = owner[: len(running)] == owner[reach:]
-            rows.append((running[inside] % buckets).astype(np.int64) + len(self.words))
-            owners.append(owner[: len(running)][inside])
-        return np.concatenate(rows), np.concatenate(owners)
+    @cached_property
+    def _word_rows(self) -> Floats:
+        return np.append(self.rows[: len(self.words)], 0.0)
 
     def log_odds(self, texts: Sequence[str]) -> Floats:
         """Log-odds of label 1 for raw texts, [texts]."""
-        rows, owners = self.row_numbers([prepare(text) for text in texts])
-        counts = np.bincount(owners, minlength=len(texts))
-        return np.bincount(owners, self.rows[rows], len(texts)) / np.maximum(counts, 1)
+        if not texts:
+            return np.zeros(0)
+        split = [prepare(text).encode("utf-8", "replace").split() for text in texts]
+        for words in split:
+            words.append(END)
+        flat = list(itertools.chain.from_iterable(split))
+        lengths = np.fromiter(map(len, split), np.int64, len(split))
+        starts = np.cumsum(lengths) - lengths
+        index = np.fromiter(map(self._index.get, flat, itertools.repeat(-1)), np.int64, len(flat))
+        counts = np.add.reduceat(index >= 0, starts, dtype=np.int64)
+        sums = np.add.reduceat(self._word_rows[index], starts)
+        for reach, buckets in enumerate(self._ngrams(flat, index), 1):
+            added = np.zeros(len(flat))
+            added[: len(buckets)] = self.rows[buckets]
+            for behind in range(reach):  # those that run into the next text
+                added[np.maximum(starts[1:] - 1 - behind, 0)] = 0.0
+            sums += np.add.reduceat(added, starts)
+            counts += np.maximum(lengths - reach, 0)
+        return sums / np.maximum(counts, 1)
+
+    def _ngrams(self, flat: list[bytes], index: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+        """Rows of the n-grams of two words, of three and so on that begin at each word."""
+        hashes = self._hashes[index]
+        unknown = np.flatnonzero(index < 0)
+        if unknown.size:
+            hashes[unknown] = word_hashes([flat[place] for place in unknown])
+        wide = hashes.view(np.int32).astype(np.int64).view(np.uint64)  # fastText keeps them as int32
+        running, buckets = wide, np.uint64(len(self.rows) - len(self.words))
+        for reach in range(1, self.word_ngrams):
+            running = running[:-1] * NGRAM_PRIME + wide[reach:]
+            remainder = running - running // buckets * buckets  # numpy divides by a constant faster than it takes %
+            yield remainder.astype(np.int64) + len(self.words)
 
 
 def save_linear(scorer: LinearScorer, folder: Path) -> list[str]:
