@@ -43,6 +43,7 @@ class _Rank:
     inputs: dict[tuple[Kind, int], list[tuple[Segments, Heads]]]
     sums: dict[tuple[Kind, int, Heads], _Sum] = field(default_factory=dict)
     incoming: list[tuple[int, Message]] = field(default_factory=list)  # inputs on their way, by the step of the receive
+    awaited: set[Message] = field(default_factory=set)  # every input, and the sums that are not merged yet
     step: int = 0
     posted: int = 0  # steps whose receives are posted; its sends follow once their inputs are here
     sent: int = 0  # steps whose sends are posted
@@ -133,6 +134,9 @@ class _Simulation:
             if any(self.ranks[m.peer].posted < state.step for m in before):
                 return False  # a send ends when the other side has posted its receive
             state.posted += 1
+            if not state.awaited.isdisjoint(step.receives) or len(set(step.receives)) < len(step.receives):
+                raise ScheduleError(f"rank {rank}, step {state.step}: receives again what it waits for or has")
+            state.awaited.update(step.receives)
             state.incoming += [(state.step, message) for message in step.receives if message.kind in INPUTS]
             return True
         if state.sent == state.step:
@@ -179,6 +183,7 @@ class _Simulation:
         waiting = self.in_flight.get((rank, message))
         if not waiting:
             raise ScheduleError(f"rank {rank} merges {message} twice or without having received it")
+        self.ranks[rank].awaited.discard(message)
         key = (message.kind, message.owner, message.heads)
         self.ranks[rank].sums.setdefault(key, _Sum({})).add(waiting.pop(0))
 
