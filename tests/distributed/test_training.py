@@ -34,6 +34,14 @@ FOUR_RANKS: dict[str, dict[str, Any]] = {
         "trainer__micro_batch": 1,
     },
     "ddp 2 x ring 2": {"sequence__strategy": "token_ring", "sequence__degree": 2, "trainer__micro_batch": 2},
+    "tile, bidirectional_query back": {"sequence__strategy": "tile", "sequence__backward": "bidirectional_query"},
+    "hybrid, recompute, fsdp": {
+        "sequence__strategy": "hybrid",
+        "sequence__backward": "bidirectional_ring",
+        "sharding__kind": "fsdp",
+        "trainer__recompute": "full",
+    },
+    "ulysses, allgather back": {"sequence__strategy": "ulysses", "sequence__backward": "allgather"},
     "replicate 2 x shard 2": {"sharding__kind": "fsdp", "sharding__dp_replicate": 2, "trainer__micro_batch": 1},
 }
 
