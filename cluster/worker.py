@@ -17,7 +17,7 @@ import ray
 
 from cluster import logs, rendezvous
 from cluster.names import resolve
-from conf.errors import SundogError
+from conf.errors import RankLost, SundogError
 
 MAX_EVENTS = 100_000  # kept for a driver that does not come for them; the oldest go first
 
@@ -106,6 +106,8 @@ class Rank:
             value = resolve(function)(config, self._control)
             pickle.dumps(value)
             return Outcome(value=value, time=time.time())
+        except RankLost as error:  # a symptom: the rank that it names, or its node, is what failed
+            return Outcome(message=str(error), time=time.time())
         except SundogError as error:
             return Outcome(error=error, time=time.time())
         except BaseException as error:

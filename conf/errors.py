@@ -53,3 +53,7 @@ class ResourceError(SundogError):
 
     exit_code = EXIT_RESOURCES
     label = "resource error"
+
+
+class RankLost(ResourceError):
+    """Another rank of a gang does not answer. No fault of what the user gave: a new gang may do better."""

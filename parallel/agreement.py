@@ -31,7 +31,7 @@ def check_agreement(
 
     Raises:
         ConfigError: on every rank, when the descriptions differ; it names the first part that does and the ranks.
-        ResourceError: a rank does not answer.
+        RankLost: a rank does not answer.
     """
     agreed = _agreed.setdefault(group, set())
     if device.type != "cpu" and call in agreed:

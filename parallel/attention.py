@@ -115,7 +115,7 @@ def attend(
 
     Raises:
         ConfigError: an unknown strategy or layout, shapes that do not fit together, or ranks whose calls differ.
-        ResourceError: a rank is lost or does not answer; the message names it.
+        RankLost: a rank is lost or does not answer; the message names it.
     """
     out, _ = attend_with_lse(
         *(q, k, v),

@@ -9,7 +9,7 @@ import time
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
-from conf.errors import ResourceError
+from conf.errors import RankLost
 
 _GRACE_SEC = 1.5  # ranks give up at about the same time: how long to wait for another's note
 _POLL_SEC = 0.05
@@ -26,7 +26,7 @@ def _note(store: Store, rank: int) -> int | None:
     return int(store.get(key))
 
 
-def lost_rank(group: dist.ProcessGroup, peer: int, timeout: float) -> ResourceError:
+def lost_rank(group: dist.ProcessGroup, peer: int, timeout: float) -> RankLost:
     """The error for a wait on ``peer`` (-1: on some rank) that failed; it names the rank at the end of the chain.
 
     The group cannot be used any more.
@@ -47,7 +47,7 @@ def lost_rank(group: dist.ProcessGroup, peer: int, timeout: float) -> ResourceEr
     except RuntimeError:
         pass  # the store has gone with the rank that kept it
     names = ", ".join(str(dist.get_global_rank(group, rank)) for rank in sorted(culprits) if rank >= 0)
-    return ResourceError(
+    return RankLost(
         "sequence parallelism",
         f"rank {names or 'unknown'} is lost",
         f"every rank answers within {timeout:g} s; rank {dist.get_global_rank(group, mine)} waited in vain",

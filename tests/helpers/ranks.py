@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from conf.errors import DataError
+from conf.errors import DataError, RankLost
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
 MEET_TIMEOUT_SEC = 60.0
@@ -103,8 +103,8 @@ def fail_in_rank_1(config: dict[str, Any], control: Any) -> None:
     block(config, control)
 
 
-def die_while_peer_sees_it(config: Any, control: Any) -> None:
-    """Rank 1 is killed; rank 0 notices the broken connection and raises first, as gloo does."""
+def die_while_peer_sees_it(config: dict[str, Any], control: Any) -> None:
+    """Rank 1 is killed; rank 0 notices the broken connection and raises ``config["error"]`` first, as gloo does."""
     if _rank() == 1:
         connection = _connect((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
         connection.sendall(b"1")
@@ -117,7 +117,7 @@ def die_while_peer_sees_it(config: Any, control: Any) -> None:
         peer = server.accept()[0]
         while peer.recv(8):
             pass
-    raise ConnectionError("closed by peer")
+    raise RankLost("rank 1 is lost") if config["error"] == "lost" else ConnectionError("closed by peer")
 
 
 def resume(config: Any, control: Any) -> dict[str, Any]:

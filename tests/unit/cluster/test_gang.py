@@ -86,9 +86,10 @@ def test_a_killed_rank_is_noticed_and_named(cluster: ClusterConfig, tmp_path: Pa
     assert not any(_runs(seat.pid) for seat in gang.seats)
 
 
-def test_the_dead_rank_is_blamed_not_the_one_that_saw_it_die(cluster: ClusterConfig) -> None:
+@pytest.mark.parametrize("error", ["lost", "broken"])
+def test_the_dead_rank_is_blamed_not_the_one_that_saw_it_die(cluster: ClusterConfig, error: str) -> None:
     with pytest.raises(RankFailed) as caught, Gang(cluster) as gang:
-        gang.run(f"{RANKS}:die_while_peer_sees_it", None)
+        gang.run(f"{RANKS}:die_while_peer_sees_it", {"error": error})
     assert (caught.value.rank, caught.value.died) == (1, True)
 
 
