@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-BENCHMARKS := attention experts experts kernels
+BENCHMARKS := attention experts experts kernels preselect
 
 .PHONY: setup demo test lint bench clean
 

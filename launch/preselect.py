@@ -30,7 +30,7 @@ def describe(name: str, manifest: Manifest) -> str:
         labels = f"{figures['positives']:,} positives, {figures['negatives']:,} negatives"
         return f"{labels}, AUC on {figures['held_out']:,} held-out documents {figures['auc']:.4f}"
     half = figures["reliability"]["split_half"]
-    line = f"{figures['documents']:,} documents, {figures['positives']:,} of strength 1 taken as positives, "
+    line = f"{figures['documents']:,} documents, {figures['positives']:,} positives and as many negatives, "
     line += f"split-half reliability {'-' if half is None else f'{half:.2f}'}"
     if figures["no_strength"]:
         line += f", {figures['no_strength']:,} without a finite loss left out"

@@ -84,8 +84,7 @@ def losses(config: RunConfig, rungs: list[Rung], drawn: Manifest, run_units: Run
         work, keys = _loss_work(config, [u for u in asked if u["name"] in loaded], drawn, read)
         results = run_units("score: losses", "inference.losses:losses_unit", stage.units("losses", work, keys))
         files = {name: [u["file"] for u in work if u["name"] == name] for name in loaded}
-        scored = sum(result["scored"] for result in results)
-        return {"models": loaded, "files": files, "failed": failed, "scored": scored, **read}, collect_files(results)
+        return {"models": loaded, "files": files, "failed": failed, **read}, collect_files(results)
 
     return run_stage(stage, body)
 

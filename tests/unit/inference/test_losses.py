@@ -66,7 +66,7 @@ def one_at_a_time(folder: Path, text: str, rule: WindowRule) -> list[float]:
 
 
 def test_equal_to_a_loop_over_documents_in_fp64(folder: Path) -> None:
-    texts = documents()
+    texts = documents(12)
     found = score_texts(load_loss_model(folder), texts, RULE)
     for index, text in enumerate(texts):
         expected = one_at_a_time(folder, text, RULE)
