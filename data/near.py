@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -105,7 +106,7 @@ def shingles_unit(work: Unit) -> Unit:
     sets, row = [np.zeros(0, np.uint64)], 0
     for batch in read_batches(Path(work["documents"]) / part["file"], ["text"]) if wanted else ():
         rows = [at for at in range(batch.num_rows) if row + at in wanted]
-        sets += [shingles(text, size) for text in batch.column(0).take(rows).to_pylist()]
+        sets += [shingles(text, size) for text in batch.column(0).take(pa.array(rows, pa.int64())).to_pylist()]
         row += batch.num_rows
     index, flat = (f"near/{kind}-{part['file'].split('/')[-1].split('.')[0]}-{work['key']}.npy" for kind in "is")
     offsets = np.cumsum([found.size for found in sets], dtype=np.int64)

@@ -80,13 +80,16 @@ def test_a_chain_of_similar_documents_keeps_its_first(tmp_path: Path) -> None:
     texts = {f"c{i}": " ".join(piece) for i, piece in enumerate(chain)}
     assert jaccard(texts["c0"], texts["c4"]) < 0.8 < jaccard(texts["c0"], texts["c1"])
     path = tmp_path / "c.jsonl"
-    path.write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in texts.items()))
+    others = {f"o{i}": " ".join(article(40)) for i in range(260)}  # of a batch without a candidate
+    rows = {**others, **texts}
+    path.write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in rows.items()))
     config = near_config(tmp_path, path)
+    config.data.shard_documents, config.curation.min_chars = 1000, 1
     config.curation.minhash.min_jaccard = 0.8
     manifest = curate(config, serial_units)
-    assert [row["id"] for row in kept(stage_folders(config).curated, manifest)] == ["c0"]
+    assert [row["id"] for row in kept(stage_folders(config).curated, manifest)] == [*others, "c0"]
     config.curation.minhash.min_jaccard, config.data.overwrite = 0.99, True
-    assert curate(config, serial_units).figures["kept"] == 5
+    assert curate(config, serial_units).figures["kept"] == 265
 
 
 @pytest.mark.parametrize("text", ["", "...", "one", "two words", "one two three four five six"])
