@@ -197,6 +197,7 @@ _NOT_NEGATIVE = [
 _FRACTIONS = [
     "model.depth",
     "data.eval_fraction",
+    "data.unsorted",
     "order.near_duplicates",
     "curation.preselect.keep",
     "preselect.ties",

@@ -25,7 +25,9 @@ FORMS = ("fp32", "bf16", "int8", "int4")  # of an engine's weights
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.source": ("python_docs", "debian_docs", "path"),
     "data.format": ("auto", "text", "jsonl", "parquet", "arrow", "warc"),
-    "data.attention": ("context", "document"),
+    "data.attention": ("context", "document", "segment"),
+    "data.packing": ("concat", "soft", "whole"),
+    "data.positions": ("mask", "document", "window"),
     "model.norm": ("pre", "post"),
     "model.experts.routing": ("expert_choice", "token_choice"),
     "model.experts.pool": ("sequence_group", "local"),
@@ -103,7 +105,10 @@ class DataConfig:
     limit: int = 0  # documents read, 0: all
     shard_documents: int = 1000  # documents in one unit of work
     context: int = 512  # tokens in one training window
-    attention: str = "context"  # a token sees its window (context) or only its own document
+    packing: str = "soft"  # concat: cut at window ends; soft: documents under a quarter window stay whole; whole: all
+    unsorted: float = 0.0  # share of the documents that are packed in random order for all that
+    attention: str = "context"  # a token sees its window (context), its document or its run of related ones (segment)
+    positions: str = "mask"  # restart where attention ends (mask), at each document, or never in a window
     tokenizer: str = ""  # folder or tokenizer.json to load; empty: train one on the corpus
     vocab_size: int = 4096  # of a trained tokenizer
     eval_fraction: float = 0.02  # share of the windows held out for evaluation

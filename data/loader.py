@@ -43,17 +43,21 @@ class Loader:
     """Training and held-out batches over packed shards.
 
     ``batch`` is the number of windows in one optimizer step over all ranks. ``attention`` is ``context`` (a token sees
-    its whole window: one document id, labels across document borders) or ``document`` (ids of the packed documents,
-    positions restart, the last token of a document predicts nothing). Raises DataError when there are too few windows
-    to train and to hold one out.
+    its whole window: one document id, labels across document borders), ``document`` (ids of the packed documents, the
+    last token of a document predicts nothing) or ``segment`` (the same for runs of related documents). ``positions``
+    restart where the ``mask`` does, at every ``document``, or count through the ``window``. Raises DataError when there
+    are too few windows to train and to hold one out.
     """
 
-    def __init__(self, shards: Shards, batch: int, seed: int, attention: str, eval_fraction: float) -> None:
+    def __init__(
+        self, shards: Shards, batch: int, seed: int, attention: str, eval_fraction: float, positions: str = "mask"
+    ) -> None:
         total = len(shards)
         if total < 2:
             rule = "at least two windows are needed, one of them held out"
             raise DataError(str(shards.folder), f"{total} windows", rule, "use more text or a smaller data.context")
         self.shards, self.batch_size, self.seed, self.attention = shards, batch, seed, attention
+        self.positions = positions
         self.eval_windows = min(max(1, round(total * eval_fraction)), total - 1)
         self.train_windows = total - self.eval_windows
 
@@ -84,16 +88,24 @@ class Loader:
         return permute(chosen, len(self.shards), HELD_OUT_KEY)
 
     def _read(self, windows: Ints) -> Batch:
-        tokens, documents = self.shards.windows(windows)
-        real = documents != PADDING
-        if self.attention == "document":
-            ids, positions = documents, positions_in_documents(documents)
-        else:
-            ids = np.where(real, 0, PADDING)
-            positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape).copy()
-        labels = np.full_like(tokens, IGNORE)
-        follows = real[:, 1:] & (ids[:, 1:] == ids[:, :-1])
-        labels[:, :-1] = np.where(follows, tokens[:, 1:], IGNORE)
+        unit = "segment" if self.attention == "segment" else "document"
+        stored, starts, spans = self.shards.spans_of(windows, unit)
+        shape, context = stored.shape, stored.shape[1]
+        tokens, labels = stored.astype(np.int64), np.full(shape, IGNORE, dtype=np.int64)
+        labels[:, :-1] = tokens[:, 1:]
+        if self.attention == "context":
+            spans = np.where(spans == PADDING, PADDING, 0)
+        lengths, new = np.diff(np.append(starts, stored.size)), starts % context == 0
+        same = np.append(False, spans[1:] == spans[:-1]) & ~new  # goes on with the unit of the span before
+        labels.reshape(-1)[starts[~same & ~new] - 1] = IGNORE
+        for first, length in zip(starts[spans == PADDING], lengths[spans == PADDING], strict=True):
+            labels.reshape(-1)[first : first + length] = IGNORE
+        ids = np.repeat(spans, lengths).reshape(shape)
+        origin = starts // context * context  # where positions begin to count
+        if self.positions == "document" or (self.positions == "mask" and self.attention != "context"):
+            kept = same if self.positions == "mask" else np.zeros_like(same)
+            origin = np.maximum.accumulate(np.where(kept, 0, starts))
+        positions = (np.arange(stored.size) - np.repeat(origin, lengths)).reshape(shape)
         return Batch(tokens, labels, positions, ids, windows)
 
 

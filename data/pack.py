@@ -20,21 +20,24 @@ from conf.schema import RunConfig
 from data.documents import read_texts
 from data.files import atomic_path, file_digest
 from data.manifest import Manifest, read_manifest
-from data.order import ORDER
+from data.order import ORDER, STARTS
+from data.permutation import permute
 from data.shards import shard_names, token_dtype, write_array, write_shard
 from data.stages import RunUnits, Stage, Unit, collect_files, record_files, run_stage, stage_folders, unit
 from data.tokenize import SETTINGS, TOKENIZER, copy_tokenizer, load_tokenizer, tokenizer_file, train_tokenizer
 
 TRAINING_CHARS = 4_000_000  # of the corpus that a tokenizer is trained on, at most; more changes few merges
 TRAINING_TEXT = 20_000  # of one document
+BLOCK, UNSORTED_KEY = 64, 0x0DD  # documents that are drawn together for unsorted windows
 BATCH, BATCH_CHARS = 64, 1_000_000  # documents and characters, about, that are encoded together
 
 
 def pack(config: RunConfig, run_units: RunUnits) -> Manifest:
     """Packs the ordered documents into ``{data.dir}/packed-{order.kind}-{data.context}`` (see ``data.shards``).
 
-    Figures: ``windows``, ``tokens`` (without padding), ``documents``, ``padding_fraction``, ``vocab_size``, ``eos_id``,
-    ``pad_id``, ``shard_windows``. Raises DataError when the order belongs to another state of the curated documents.
+    Figures: ``windows``, ``tokens`` (without padding), ``documents``, ``padding_fraction``, ``cut_fraction`` (documents
+    in more pieces than their length asks for), ``vocab_size``, ``eos_id``, ``pad_id``, ``shard_windows``. Raises
+    DataError when the order belongs to another state of the curated documents.
     """
     folders = stage_folders(config)
     ordered = read_manifest(folders.ordered, command=f"order order={config.order.kind}")
@@ -48,10 +51,12 @@ def pack(config: RunConfig, run_units: RunUnits) -> Manifest:
     settings = {
         "context": config.data.context,
         "shard_documents": config.data.shard_documents,
+        "packing": config.data.packing,
+        "unsorted": config.data.unsorted,
         "tokenizer": digest,
         "tokenized": tokenized.fingerprint,
     }
-    stage = Stage("pack", 1, folders.packed, settings, ordered, overwrite=config.data.overwrite)
+    stage = Stage("pack", 2, folders.packed, settings, ordered, overwrite=config.data.overwrite)
 
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
         documents, size = ordered.figures["documents"], config.data.shard_documents
@@ -59,6 +64,8 @@ def pack(config: RunConfig, run_units: RunUnits) -> Manifest:
         shared = {
             **figures,
             "context": config.data.context,
+            "packing": config.data.packing,
+            "unsorted": config.data.unsorted,
             "ordered": str(folders.ordered),
             "tokenized": str(folders.tokenized),
             "parts": tokenized.figures["parts"],
@@ -66,9 +73,10 @@ def pack(config: RunConfig, run_units: RunUnits) -> Manifest:
         firsts = range(0, documents, size)
         work = [{**shared, "index": i, "first": f, "last": min(f + size, documents)} for i, f in enumerate(firsts)]
         results = run_units("pack: windows", "data.pack:pack_unit", stage.units("pack", work))
-        windows, tokens = (sum(result[name] for result in results) for name in ("windows", "tokens"))
+        windows, tokens, cut = (sum(result[name] for result in results) for name in ("windows", "tokens", "cut"))
         padding = 1 - tokens / (windows * config.data.context) if windows else 0.0
         figures |= {"windows": windows, "tokens": tokens, "documents": documents, "padding_fraction": round(padding, 6)}
+        figures["cut_fraction"] = round(cut / documents, 6) if documents else 0.0
         figures["shard_windows"] = [result["windows"] for result in results]
         return figures, collect_files(results)
 
@@ -176,11 +184,27 @@ def tokenize_unit(work: Unit) -> Unit:
 @unit
 def pack_unit(work: Unit) -> Unit:
     """Gathers the documents ``first:last`` of the order into one output shard."""
-    order = np.load(Path(work["ordered"]) / ORDER, mmap_mode="r")[work["first"] : work["last"]]
-    documents = gather(Path(work["tokenized"]), work["parts"], order)
-    numbered = zip(range(work["first"], work["last"]), documents, strict=True)
-    counts = write_shard(work["folder"], work["index"], numbered, work["context"], work["vocab_size"], work["pad_id"])
+    order, starts = (np.load(Path(work["ordered"]) / name, mmap_mode="r") for name in (ORDER, STARTS))
+    places = np.arange(work["first"], work["last"])
+    if work["unsorted"]:
+        places = partly_unsorted(len(order), work["unsorted"])[places]
+    documents = zip(places.tolist(), gather(Path(work["tokenized"]), work["parts"], order[places]), strict=True)
+    joined = np.append(False, np.diff(places) == 1) & ~np.asarray(starts[places])
+    names = ("context", "vocab_size", "pad_id", "packing")
+    sizes = [work[name] for name in names]
+    counts = write_shard(work["folder"], work["index"], documents, *sizes, runs=np.cumsum(~joined))
     return {**counts, "files": record_files(work["folder"], shard_names(work["index"]))}
+
+
+def partly_unsorted(documents: int, share: float) -> npt.NDArray[np.int64]:
+    """Places in the order, a ``share`` of them (whole blocks) drawn out, shuffled and put last."""
+    blocks = -(-documents // BLOCK)
+    drawn = np.zeros(blocks, dtype=bool)
+    drawn[permute(np.arange(blocks), blocks, UNSORTED_KEY)[: round(share * blocks)]] = True
+    loose = np.repeat(drawn, BLOCK)[:documents]
+    rest = np.flatnonzero(loose)
+    shuffled = rest[permute(np.arange(len(rest)), len(rest), UNSORTED_KEY)] if len(rest) else rest
+    return np.concatenate([np.flatnonzero(~loose), shuffled])
 
 
 def gather(folder: Path, parts: list[dict[str, Any]], order: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[Any]]:

@@ -3,8 +3,9 @@
 Files of a packed folder, for shard number 00000 and on:
 
 - ``tokens-00000.bin``: uint16 or uint32, window-major, ``context`` tokens a window;
-- ``spans-00000.npy``: int64 ``[spans, 4]``, rows ``(window in the shard, start in the window, document, offset in the
-  document)``; ``document`` is its position in the order, or -1 for the padding at the end of a shard;
+- ``spans-00000.npy``: int64 ``[spans, 5]``, rows ``(window in the shard, start in the window, document, offset in the
+  document, segment)``; ``document`` is its position in the order, or -1 for padding; ``segment`` is the first document
+  of the run of related documents in the window;
 - ``pointers-00000.npy``: int64 ``[windows + 1]``, the spans of window ``w`` are ``pointers[w]:pointers[w + 1]``;
 - ``manifest.json``.
 """
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from conf.errors import DataError
 from data.files import atomic_path
 from data.manifest import Manifest, broken_files, read_manifest
+from data.packing import plan
 
 Ints = npt.NDArray[np.int64]
 PADDING = -1  # document id of padding tokens
@@ -42,30 +44,38 @@ def write_shard(
     context: int,
     vocab_size: int,
     pad_id: int,
+    packing: str = "concat",
+    runs: npt.NDArray[Any] | None = None,
 ) -> dict[str, int]:
-    """Writes one shard: the documents' tokens one after another, cut every ``context`` tokens, the last window padded.
+    """Writes one shard: the documents' tokens in windows of ``context``, placed as ``data.packing`` says.
 
-    ``documents`` yields (document number, tokens). Memory: one document and the spans. Returns the numbers of
-    ``windows`` and of ``tokens`` (without padding). A shard without tokens has no windows.
+    ``documents`` yields (document number, tokens, which may be mapped); ``runs`` names each one's run of related
+    documents (none: each is alone). Returns the numbers of ``windows``, of ``tokens`` (without padding) and of
+    documents ``cut`` into more pieces than their length asks for. A shard without tokens has no windows.
     """
-    names = [Path(folder) / name for name in shard_names(number)]
-    dtype, spans, total = token_dtype(vocab_size), [], 0
+    names, dtype, rows = [Path(folder) / name for name in shard_names(number)], token_dtype(vocab_size), list(documents)
+    lengths = np.array([len(tokens) for _, tokens in rows], dtype=np.int64)
+    pieces = plan(lengths, context, packing)
+    windows = int(pieces[-1, 3]) + 1 if len(pieces) else 0
+    spans: list[tuple[int, int, int, int, int]] = []
     with atomic_path(names[0]) as temporary, open(temporary, "wb") as file:
-        for document, tokens in documents:
-            file.write(np.asarray(tokens, dtype=dtype).tobytes())
-            place, stop = total, total + len(tokens)
-            while place < stop:
-                spans.append((place // context, place % context, document, place - total))
-                place = (place // context + 1) * context
-            total = stop
-        windows = -(-total // context)
-        if padding := windows * context - total:
-            spans.append((windows - 1, context - padding, PADDING, 0))
-            file.write(np.full(padding, pad_id, dtype=dtype).tobytes())
-    table = np.array(spans, dtype=np.int64).reshape(-1, 4)
+        place, before = 0, 0  # in the shard; the document before
+        for row, offset, count, window in [*pieces.tolist(), (-1, 0, 0, windows)]:
+            if padding := (window * context - place if place < window * context else 0):
+                spans.append((place // context, place % context, PADDING, 0, PADDING))
+                file.write(np.full(padding, pad_id, dtype=dtype).tobytes())
+                place += padding
+            if row >= 0:
+                document, tokens = rows[row]
+                related = runs is not None and place % context and runs[row] == runs[before]
+                spans.append((window, place % context, document, offset, spans[-1][4] if related else document))
+                file.write(np.asarray(tokens[offset : offset + count], dtype=dtype).tobytes())
+                place, before = place + count, row
+    table = np.array(spans, dtype=np.int64).reshape(-1, 5)
     for name, array in zip(names[1:], (table, np.searchsorted(table[:, 0], np.arange(windows + 1))), strict=True):
         write_array(name, array.astype(np.int64))
-    return {"windows": windows, "tokens": total}
+    cut = np.bincount(pieces[:, 0], minlength=len(rows)) > -(-lengths // context)
+    return {"windows": windows, "tokens": int(lengths.sum()), "cut": int(cut.sum())}
 
 
 def write_array(path: str | Path, array: npt.NDArray[Any]) -> None:
@@ -79,7 +89,7 @@ class Shard:
     """One shard's memory maps."""
 
     tokens: npt.NDArray[Any]  # [windows, context]
-    spans: Ints  # [spans, 4]
+    spans: Ints  # [spans, 5]
     pointers: Ints  # [windows + 1]
 
 
@@ -119,30 +129,33 @@ class Shards:
         tokens, documents = self.windows(np.array([index]))
         return tokens[0], documents[0]
 
-    def windows(self, indices: npt.ArrayLike) -> tuple[Ints, Ints]:
-        """Tokens and document ids, each int64 ``[len(indices), context]``, in the order of ``indices``."""
+    def windows(self, indices: npt.ArrayLike, unit: str = "document") -> tuple[Ints, Ints]:
+        """Tokens and document (or ``segment``) ids, each int64 ``[len(indices), context]``, as ``indices`` say."""
+        tokens, starts, ids = self.spans_of(indices, unit)
+        lengths = np.diff(np.append(starts, tokens.size))
+        return tokens.astype(np.int64), np.repeat(ids, lengths).reshape(tokens.shape)
+
+    def spans_of(self, indices: npt.ArrayLike, unit: str) -> tuple[npt.NDArray[Any], Ints, Ints]:
+        """Tokens in their stored type ``[windows, context]``; where spans start in the flat block, and their ids."""
         wanted = np.asarray(indices, dtype=np.int64)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"window numbers lie in 0..{len(self) - 1}")
-        tokens = np.empty((wanted.size, self.context), dtype=np.int64)
-        documents = np.empty_like(tokens)
-        numbers = np.searchsorted(self.starts, wanted, side="right") - 1
+        tokens = np.empty((wanted.size, self.context), dtype=token_dtype(self.vocab_size))
+        numbers, starts, ids = np.searchsorted(self.starts, wanted, side="right") - 1, [], []
         for number in np.unique(numbers):
             rows = np.flatnonzero(numbers == number)
             shard, local = self.shard(int(number)), wanted[rows] - self.starts[number]
             tokens[rows] = shard.tokens[local]
-            documents[rows] = self._documents(shard, local)
-        return tokens, documents
-
-    def _documents(self, shard: Shard, local: Ints) -> Ints:
-        """Document ids of some windows of a shard: each span's document, repeated over the span's length."""
-        first, last = shard.pointers[local], shard.pointers[local + 1]
-        counts = last - first
-        ends = np.cumsum(counts)
-        spans = shard.spans[np.arange(ends[-1]) + np.repeat(first - (ends - counts), counts)]
-        starts = spans[:, 1] + np.repeat(np.arange(local.size) * self.context, counts)
-        lengths = np.diff(np.append(starts, local.size * self.context))
-        return np.repeat(spans[:, 2], lengths).reshape(local.size, self.context)
+            first, counts = shard.pointers[local], shard.pointers[local + 1] - shard.pointers[local]
+            ends = np.cumsum(counts)
+            spans = shard.spans[np.arange(ends[-1]) + np.repeat(first - (ends - counts), counts)]
+            starts.append(spans[:, 1] + np.repeat(rows * self.context, counts))
+            ids.append(spans[:, 2 if unit == "document" else 4])
+        if not starts:
+            return tokens, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        flat = np.concatenate(starts)
+        order = np.argsort(flat, kind="stable") if len(starts) > 1 else slice(None)
+        return tokens, flat[order], np.concatenate(ids)[order]
 
     def require_tokenizer(self, digest: str) -> None:
         """Raises DataError unless ``digest`` is that of the tokenizer which made the tokens."""

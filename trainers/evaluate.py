@@ -37,7 +37,7 @@ def evaluate(model: nn.Module, loader: Loader, mesh: Mesh, config: RunConfig, de
         if first + mesh.dp_rank >= windows:
             row["labels"] = np.full_like(row["labels"], IGNORE)
         batch = to_local(row, mesh, config.sequence.layout, device)
-        document_ids = batch["document_ids"] if config.data.attention == "document" else None
+        document_ids = batch["document_ids"] if config.data.attention != "context" else None
         with precision(config, device):
             logits_BSV = model(batch["tokens"], batch["positions"], document_ids)
         losses = F.cross_entropy(logits_BSV.flatten(0, 1).float(), batch["labels"].flatten(), reduction="none")
@@ -82,7 +82,7 @@ def causal_gap(
             mine = {name: array[mesh.dp_rank * rows : (mesh.dp_rank + 1) * rows] for name, array in arrays.items()}
             control.first_window = mesh.dp_rank * rows
             batch = to_local(mine, mesh, config.sequence.layout, device)
-            document_ids = batch["document_ids"] if config.data.attention == "document" else None
+            document_ids = batch["document_ids"] if config.data.attention != "context" else None
             with precision(config, device):
                 logits_BSV = model(batch["tokens"], batch["positions"], document_ids)
             labels = batch["labels"].flatten()

@@ -201,7 +201,7 @@ def open_corpus(config: RunConfig) -> Corpus:
             f"data.context = {data.context} tokens are trained on",
             f"data.context={shards.context}, or `sundog pack` with this config",
         )
-    loader = Loader(shards, config.trainer.batch, config.seed, data.attention, data.eval_fraction)
+    loader = Loader(shards, config.trainer.batch, config.seed, data.attention, data.eval_fraction, data.positions)
     return Corpus(shards, tokenizer, loader)
 
 

@@ -58,7 +58,7 @@ def precision(config: RunConfig, device: torch.device) -> AbstractContextManager
 
 def forward_loss(model: nn.Module, batch: LocalBatch, config: RunConfig) -> Tensor:
     """Return the sum of the token losses of a local micro batch, a scalar in fp32."""
-    document_ids = batch["document_ids"] if config.data.attention == "document" else None
+    document_ids = batch["document_ids"] if config.data.attention != "context" else None
     with precision(config, batch["tokens"].device):
         loss, _ = model(batch["tokens"], batch["positions"], document_ids, labels=batch["labels"])
     return loss

@@ -34,7 +34,7 @@ def texts_in_order(folders: StageFolders, curated: Manifest) -> list[str]:
 
 @pytest.mark.parametrize(("context", "documents"), [(64, 30), (4096, 30), (7, 3)])
 def test_windows_hold_every_document_in_order(tmp_path: Path, context: int, documents: int) -> None:
-    config = prepared(tmp_path, documents, context=context)
+    config = prepared(tmp_path, documents, context=context, packing="concat")
     folders = stage_folders(config)
     manifest = pack(config, serial_units)
     shards, tokenizer = open_shards(folders.packed), load_tokenizer(folders.tokenizer)
@@ -106,7 +106,7 @@ def test_pack_needs_an_order_of_the_documents_as_they_are(tmp_path: Path) -> Non
     after = curate(config, serial_units)
     with pytest.raises(DataError, match="sundog order") as caught:
         pack(config, serial_units)
-    assert before.lineage[1]["fingerprint"][:16] in str(caught.value)
+    assert before.lineage[-3]["fingerprint"][:16] in str(caught.value)
     assert after.fingerprint[:16] in str(caught.value)
     order(config, serial_units)
     assert pack(config, serial_units).parent != before.parent

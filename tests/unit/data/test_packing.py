@@ -1,0 +1,100 @@
+"""Plans of windows: every token once, in pieces as few as promised; segments as the loader reads them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.loader import IGNORE, Loader
+from data.manifest import Manifest, write_manifest
+from data.pack import partly_unsorted
+from data.packing import QUARTER, plan
+from data.shards import open_shards, shard_names, write_shard
+from data.stages import record_files
+
+MODES = ("concat", "soft", "whole")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(0, 90), max_size=60), st.integers(1, 40), st.sampled_from(MODES))
+def test_every_token_once_and_windows_never_too_full(lengths: list[int], context: int, packing: str) -> None:
+    pieces = plan(np.array(lengths, dtype=np.int64), context, packing)
+    taken: list[list[tuple[int, int]]] = [[] for _ in lengths]
+    for document, offset, count, _ in pieces.tolist():
+        assert count > 0
+        taken[document].append((offset, count))
+    for length, parts in zip(lengths, taken, strict=True):
+        assert [offset for offset, _ in parts] == list(np.cumsum([0, *(n for _, n in parts)])[:-1])
+        assert sum(n for _, n in parts) == length
+        least = -(-length // context)
+        if packing == "whole" or (packing == "soft" and length * QUARTER < context):
+            assert len(parts) <= max(1, least)
+        assert len(parts) <= least + 1
+    fill = np.bincount(pieces[:, 3], weights=pieces[:, 2])
+    assert np.all(np.diff(pieces[:, 3]) >= 0)
+    assert np.all(fill <= context)
+    assert np.all(fill > 0)
+    if packing == "concat":
+        assert np.all(fill[:-1] == context)
+        assert np.all(np.diff(pieces[:, 0]) >= 0)
+
+
+def test_soft_packing_keeps_its_promises_on_text_like_lengths() -> None:
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(6.5, 1.6, 4000), 20, 80_000).astype(np.int64)
+    cut = {}
+    for packing in ("concat", "soft"):
+        pieces = plan(lengths, 8192, packing)
+        cut[packing] = np.mean(np.bincount(pieces[:, 0], minlength=4000) > -(-lengths // 8192))
+        assert 1 - lengths.sum() / ((pieces[-1, 3] + 1) * 8192) < 0.01
+        places = np.unique(pieces[:, 0], return_index=True)[1]
+        assert np.median(np.abs(np.argsort(np.argsort(places)) - np.arange(4000))) <= 8
+    assert cut["soft"] <= 0.75 * cut["concat"]
+
+
+def packed(folder: Path, runs: list[int]) -> Loader:
+    rng = np.random.default_rng(1)
+    documents = [(i, rng.integers(2, 99, rng.integers(1, 9))) for i in range(len(runs))]
+    counts = write_shard(folder, 0, documents, 16, 99, 1, packing="soft", runs=np.array(runs))
+    figures = {"vocab_size": 99, "eos_id": 0, "pad_id": 1, "shard_windows": [counts["windows"]]}
+    files = record_files(folder, shard_names(0))
+    config = {"context": 16, "tokenizer": "0" * 64}
+    write_manifest(folder, Manifest("pack", "f" * 64, "", config, figures, files, "2026-01-01T00:00:00+00:00"))
+    return Loader(open_shards(folder), 4, 0, "segment", 0.02)
+
+
+@pytest.mark.parametrize("positions", ["mask", "document", "window"])
+def test_segments_are_runs_of_related_documents(tmp_path: Path, positions: str) -> None:
+    runs = [0, 0, 0, 1, 2, 2, 2, 2, 3, 4, 4, 4, 4, 4, 5, 6, 6, 6] * 3
+    loader = packed(tmp_path, np.cumsum(np.append(True, np.diff(runs) != 0)).tolist())
+    loader.positions = positions
+    names = np.cumsum(np.append(True, np.diff(runs) != 0))
+    batch = loader.batch(0, 0, 1)
+    for row, window in enumerate(batch.windows):
+        tokens, documents = loader.shards.window(int(window))
+        segment, count, ids = -2, 0, []
+        for place, document in enumerate(documents.tolist()):
+            before = documents[place - 1] if place else None
+            fresh = place == 0 or document != before
+            if document < 0:
+                segment = -1
+            elif fresh and (segment < 0 or names[document] != names[before]):
+                segment = document
+            ids.append(segment)
+            restart = place == 0 or (positions == "document" and fresh)
+            restart |= positions == "mask" and place > 0 and ids[-1] != ids[-2]
+            count = 0 if restart else count + 1
+            assert batch.positions[row, place] == count
+        assert batch.document_ids[row].tolist() == ids
+        for place in range(15):
+            goes_on = ids[place] == ids[place + 1] >= 0
+            assert batch.labels[row, place] == (tokens[place + 1] if goes_on else IGNORE)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_share_is_unsorted_and_nothing_is_lost(share: float) -> None:
+    places = partly_unsorted(1000, share)
+    assert sorted(places.tolist()) == list(range(1000))
+    assert np.mean(np.diff(places) != 1) == pytest.approx(share, abs=0.08)
