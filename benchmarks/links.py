@@ -1,6 +1,6 @@
 """Sequence-parallel attention on links of a set bandwidth: all strategies and their peers, side by side.
 
-    python -m benchmarks.links [--quick] [--json FILE] [--mbit RATE] [--rounds N]
+    python -m benchmarks.links [--quick] [--json FILE] [--mbit RATE] [--rounds N] [--bucket]
 
 Ranks are gloo processes in network namespaces of this machine (:mod:`benchmarks.netns`; needs root), joined as ports of
 a switch, as a ring or as a full mesh of full-duplex links. The rate is low, so that links and not the cores decide:
@@ -13,8 +13,10 @@ channel, and the interfaces' counters are then left out.
 """
 
 import argparse
+import importlib.util
 import json
 import statistics
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import netns, peers
+from benchmarks.bucket import Bucket, Pace
 from benchmarks.peers import Variant
 from benchmarks.table import alternate, median_ratio
 from fused.mask import FULL as EVERYTHING
@@ -34,6 +37,7 @@ from parallel.layout import Layout, contiguous
 from parallel.plan.cost import weigh
 from parallel.plan.replay import link_loads
 from parallel.plan.topology import Speed, Topology
+from parallel.ring import operator
 from parallel.ring.problem import Problem
 from parallel.ring.scene import plain_scene
 from parallel.ring.traffic import Widths
@@ -119,7 +123,7 @@ def ours(cell: Cell) -> tuple[str, ...]:
     return cell.strategies or plain + tiles
 
 
-def _variants(cell: Cell, rank: int) -> dict[str, Variant]:
+def _variants(cell: Cell, rank: int, with_peers: bool) -> dict[str, Variant]:
     """What is timed, by name; ours and peers' results are compared with attention in one process first.
 
     Raises:
@@ -145,9 +149,10 @@ def _variants(cell: Cell, rank: int) -> dict[str, Variant]:
             )
 
         found[name] = peers.autograd(attention, q, k, v, d_out)
-    found[BASELINE] = peers.torch_ring(q, k, v, d_out, "alltoall")
-    found["torch allgather"] = peers.torch_ring(q, k, v, d_out, "allgather")
-    found["ring-attention-pytorch"] = peers.ring_attention_pytorch(q, k, v, d_out)
+    if with_peers:
+        found[BASELINE] = peers.torch_ring(q, k, v, d_out, "alltoall")
+        found["torch allgather"] = peers.torch_ring(q, k, v, d_out, "allgather")
+        found["ring-attention-pytorch"] = peers.ring_attention_pytorch(q, k, v, d_out)
     variants: dict[str, Variant] = {}
     for name, variant in found.items():
         if variant is not None:
@@ -187,12 +192,25 @@ def _count(run: Callable[[], object]) -> tuple[dict[str, int], dict[str, int]]:
     return payload, {name: after[name].size - before[name].size for name in after}
 
 
-def _rank(rank: int, world_size: int, cell: Cell, rounds: int) -> dict[str, dict[str, Measured]]:
-    variants = _variants(cell, rank)
+def _keep_pace(bucket: Path, cell: Cell, mbit: float, rank: int) -> None:
+    """From here on the engine's channels are held to the links of a token bucket."""
+    topology: Any = cell.topology
+    pace = Pace(Bucket(bucket, Topology(topology, cell.ranks, Speed(mbit * 1e6 / 8))), rank)
+    plain = operator.GroupChannel
+    paced: Any = lambda *arguments: pace.channel(plain(*arguments))  # noqa: E731
+    operator.GroupChannel = paced
+
+
+def _rank(
+    rank: int, world_size: int, cell: Cell, mbit: float, rounds: int, bucket: Path | None
+) -> dict[str, dict[str, Measured]]:
+    if bucket is not None:
+        _keep_pace(bucket, cell, mbit, rank)
+    variants = _variants(cell, rank, with_peers=bucket is None)
     found: dict[str, dict[str, Measured]] = {}
     for direction in cell.directions:
         calls = {name: getattr(variant, direction) for name, variant in variants.items()}
-        counts = {name: _count(call) for name, call in calls.items()}
+        counts = {name: _count(call) if bucket is None else ({}, {}) for name, call in calls.items()}
         times = alternate(calls, rounds, before=dist.barrier)
         found[direction] = {name: Measured(times[name].wall, *counts[name]) for name in calls}
     return found
@@ -200,7 +218,7 @@ def _rank(rank: int, world_size: int, cell: Cell, rounds: int) -> dict[str, dict
 
 @dataclass(frozen=True)
 class Row:
-    """One variant in one direction on one cell. ``ratio``: torch's ring over this."""
+    """One variant in one direction on one cell. ``ratio``: torch's ring (our ring in a bucket) over this."""
 
     cell: str
     topology: str
@@ -225,7 +243,7 @@ def _link(cell: Cell, rank: int, interface: str) -> int | None:
 
 def _formula_error(cell: Cell, name: str, direction: str, ranks: list[Measured]) -> float | None:
     """How far the schedule's bytes are from what the interfaces counted, over the busiest link's bytes."""
-    if name not in ours(cell):
+    if name not in ours(cell) or not ranks[0].payload:
         return None
     schedule = getattr(find_strategy(name), direction)(cell.problem)
     topology: Any = cell.topology
@@ -239,10 +257,18 @@ def _formula_error(cell: Cell, name: str, direction: str, ranks: list[Measured])
     return max(abs(payload - loads[link]) for link, payload in counted) / max(loads)
 
 
-def measure(cell: Cell, mbit: float, rounds: int) -> list[Row]:
-    """Build the network, run all variants, take it down."""
+def _on_ranks(cell: Cell, mbit: float, rounds: int, bucket: bool) -> list[dict[str, dict[str, Measured]]]:
+    if bucket:
+        with tempfile.TemporaryDirectory(prefix="links-") as folder:
+            return run_distributed(_rank, cell.ranks, cell, mbit, rounds, Path(folder, "bucket"), timeout=900)
     with netns.Network(cell.topology, cell.ranks, mbit) as network:
-        by_rank = run_distributed(_rank, cell.ranks, cell, rounds, timeout=900, prepare=network.seat)
+        return run_distributed(_rank, cell.ranks, cell, mbit, rounds, None, timeout=900, prepare=network.seat)
+
+
+def measure(cell: Cell, mbit: float, rounds: int, bucket: bool = False) -> list[Row]:
+    """Build the network, run all variants, take it down."""
+    by_rank = _on_ranks(cell, mbit, rounds, bucket)
+    baseline = "ring" if bucket else BASELINE
     rows: list[Row] = []
     for direction in cell.directions:
         measured = {name: [rank[direction][name] for rank in by_rank] for name in by_rank[0][direction]}
@@ -254,9 +280,9 @@ def measure(cell: Cell, mbit: float, rounds: int) -> list[Row]:
                 Row(
                     *(str(cell), cell.topology, direction, name),
                     ms=1000 * statistics.median(wall[name]),
-                    ratio=median_ratio(wall[name], wall[BASELINE]),
-                    busiest_kb=max(payload) / 1000,
-                    overhead=sum(raw) / max(1, sum(payload)) - 1,
+                    ratio=median_ratio(wall[name], wall[baseline]),
+                    busiest_kb=max(payload, default=0) / 1000,
+                    overhead=sum(raw) / sum(payload) - 1 if payload else 0.0,
                     formula_error=_formula_error(cell, name, direction, ranks),
                 )
             )
@@ -283,10 +309,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     parser.add_argument("--mbit", type=float, default=20.0, help="Mbit/s of every link, each way")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each variant")
+    parser.add_argument(
+        "--bucket", action="store_true", help="a token bucket in the channel, also where root is at hand"
+    )
     options = parser.parse_args()
+    reason = netns.available()
+    if reason and not options.bucket:
+        print(f"no network namespaces ({reason}): a token bucket in the channel keeps the links, peers are left out")
+    if importlib.util.find_spec("ring_attention_pytorch") is None:
+        print(peers.INSTALL)
     rows: list[Row] = []
     for cell in QUICK if options.quick else FULL:
-        found = measure(cell, options.mbit, options.rounds)
+        found = measure(cell, options.mbit, options.rounds, bucket=options.bucket or bool(reason))
         show(found)
         rows += found
     if options.json is not None:
