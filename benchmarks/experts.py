@@ -28,7 +28,7 @@ from models.spec import ExpertSpec
 
 TOKENS, DIM, FFN, EXPERTS = 4096, 512, 1376, 8
 SKEW = 1.5  # exponent of the Zipf law that the skewed load follows
-STEP_LAYERS, STEP_CONTEXT, STEP_WINDOWS = 2, 1024, 8
+STEP_LAYERS, STEP_CONTEXT, STEP_WINDOWS = 2, 512, 8
 
 
 def spec_of(groups: tuple[int, ...], layers: int = 1) -> ModelSpec:

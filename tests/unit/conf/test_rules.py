@@ -98,6 +98,30 @@ def test_default_mesh_gives_all_ranks_to_the_sequence() -> None:
             "model.experts.routing",
         ),
         ({"model__experts__groups": [8], "model__experts__pool_windows": 3}, "model.experts.pool_windows"),
+        (
+            {"model__experts__groups": [4], "sharding__expert_degree": 2, "cluster__ranks": 2},
+            "sharding.expert_degree",
+        ),
+        (
+            {
+                "model__experts__groups": [3],
+                "sharding__kind": "fsdp",
+                "sharding__expert_degree": 2,
+                "cluster__ranks": 2,
+            },
+            "sharding.expert_degree",
+        ),
+        ({"sharding__kind": "fsdp", "sharding__expert_degree": 2, "cluster__ranks": 2}, "sharding.expert_degree"),
+        (
+            {
+                "model__experts__groups": [6],
+                "sharding__kind": "fsdp",
+                "sharding__expert_degree": 3,
+                "sequence__degree": 2,
+                "cluster__ranks": 6,
+            },
+            "sharding.expert_degree",
+        ),
         ({"trainer__batch": 9, "sequence__degree": 1, "cluster__ranks": 2}, "trainer.batch"),
         ({"trainer__batch": 9, "trainer__micro_batch": 2}, "trainer.micro_batch"),
         ({"trainer__warmup_steps": 1000}, "trainer.warmup_steps"),
