@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
+from conf.bounds import FRACTIONS, NOT_NEGATIVE, POSITIVE
 from conf.curate import check_curation
 from conf.errors import ConfigError
 from conf.schema import CHOICES, RunConfig
@@ -105,119 +106,11 @@ def _choices(config: RunConfig) -> None:
             raise ConfigError(key, value, f"one of {', '.join(legal)}", hint or f"{key}={legal[0]}")
 
 
-_ENGINE_SIZES = ("page_tokens", "step_tokens", "mixed_tokens")
-_POSITIVE = [
-    "sequence.timeout",
-    "model.dim",
-    "model.layers",
-    "model.heads",
-    "model.kv_heads",
-    "model.rope_theta",
-    "model.norm_eps",
-    "model.depth",
-    "model.experts.active",
-    "sharding.expert_degree",
-    "data.context",
-    "data.vocab_size",
-    "data.shard_documents",
-    "order.neighbours",
-    "order.dimensions",
-    "order.features",
-    "trainer.steps",
-    "trainer.batch",
-    "trainer.lr",
-    "trainer.checkpoint_every",
-    "trainer.keep_checkpoints",
-    "trainer.eval_windows",
-    "trainer.log_every",
-    "trainer.collective_timeout_sec",
-    "cluster.ranks",
-    "cluster.start_timeout_sec",
-    "cluster.object_store_mb",
-    "preselect.per_domain",
-    "preselect.items",
-    "preselect.row_tokens",
-    "preselect.lr",
-    "preselect.dim",
-    "preselect.epochs",
-    "preselect.word_ngrams",
-    "preselect.buckets",
-    "ladder.pool_documents",
-    "generate.max_tokens",
-    "serve.replicas",
-    "serve.max_concurrent",
-    "serve.max_queue",
-    "serve.max_queue_tokens",
-    "serve.max_body_bytes",
-    "serve.max_tokens",
-    *(f"{command}.engine.{name}" for command in ("generate", "serve") for name in _ENGINE_SIZES),
-]
-_NOT_NEGATIVE = [
-    "seed",
-    "model.head_dim",
-    "model.ffn_dim",
-    "model.init_std",
-    "model.experts.pool_windows",
-    "model.experts.balance_rate",
-    *(f"{command}.engine.{name}" for command in ("generate", "serve") for name in ("kv_tokens", "draft_tokens")),
-    "data.limit",
-    "order.partitions",
-    "curation.min_chars",
-    "curation.max_chars",
-    "curation.max_line_chars",
-    "sharding.dp_replicate",
-    "sharding.dp_shard",
-    "sequence.degree",
-    "sequence.trace_every",
-    "sequence.island",
-    "sequence.link_gbit",
-    "sequence.fabric_gbit",
-    "sequence.rank_tflops",
-    "trainer.micro_batch",
-    "trainer.warmup_steps",
-    "trainer.upcycle_steps",
-    "trainer.weight_decay",
-    "trainer.clip",
-    "trainer.eval_every",
-    "cluster.cpus_per_rank",
-    "cluster.gpus_per_rank",
-    "cluster.threads_per_rank",
-    "cluster.max_restarts",
-    "cluster.workers",
-    "export.step",
-    "preselect.domains",
-    "preselect.min_chars",
-    "preselect.window",
-    "preselect.stride",
-    "preselect.margin",
-    "preselect.most",
-    "generate.temperature",
-    "generate.seed",
-]
-_FRACTIONS = [
-    "model.depth",
-    "data.eval_fraction",
-    "data.unsorted",
-    "order.near_duplicates",
-    "curation.preselect.keep",
-    "preselect.ties",
-    "preselect.positive",
-    "preselect.held_out",
-    "curation.min_letter_fraction",
-    "curation.max_repeated_line_fraction",
-    "curation.max_replacement_fraction",
-    "trainer.min_lr_fraction",
-    "trainer.beta1",
-    "trainer.beta2",
-    "generate.top_p",
-]
-
-
 def _ranges(config: RunConfig) -> None:
     bounds: list[tuple[list[str], Callable[[float], bool], str]] = [
-        (_POSITIVE, lambda x: x > 0, "it must be greater than 0"),
-        (_NOT_NEGATIVE, lambda x: x >= 0, "it must not be negative"),
-        (_FRACTIONS, lambda x: 0 <= x <= 1, "it is a fraction between 0 and 1"),
+        (POSITIVE, lambda x: x > 0, "it must be greater than 0"),
+        (NOT_NEGATIVE, lambda x: x >= 0, "it must not be negative"),
+        (FRACTIONS, lambda x: 0 <= x <= 1, "it is a fraction between 0 and 1"),
     ]
     default = RunConfig()
     for keys, holds, rule in bounds:
