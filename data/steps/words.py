@@ -54,6 +54,7 @@ FACES = frozenset(
     "<.< "
     '@_@ [: [-: [= ]= ^_^ ^__^ -_- o_o O_O o_O O_o o.o O.O o.O v.v v_v V_V V.V ._. xD XD xDD XDD \\")'.split()
 )
+FACE_MARKS = frozenset("'’():;=<>@[-^_.8D\\")  # every face has one
 NOT_CONTRACTED = frozenset("is its ill shell shed were well hell here whom whore thisve".split())
 ADDRESS = re.compile(
     r"(?:(?:https?|ftp)://|www\.)[^\s<>\"'()]+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+|"
@@ -110,6 +111,8 @@ def split_chunk(chunk: str) -> list[str]:
 
 def _faces(words: list[str]) -> list[str]:
     """The words with marks that form a face, or a pair of quotes, put together again."""
+    if len(words) < 2 or FACE_MARKS.isdisjoint("".join(words)):
+        return words
     merged: list[str] = []
     while words:
         size = next((n for n in (4, 3, 2) if len(words) >= n and "".join(words[:n]) in FACES), 1)
@@ -137,8 +140,9 @@ class Vocabulary(dict[str, bytes]):
         self.flags: list[int] = []
 
     def __missing__(self, chunk: str) -> bytes:
-        numbers = []
-        for word in split_chunk(chunk):
+        numbers, words = [], split_chunk(chunk)
+        self.sentences[chunk] = (*_sentences(words, 0), *_sentences(words, 1))
+        for word in words:
             number = self.words.get(word)
             if number is None:
                 number = self.words[word] = len(self.lengths)
@@ -151,7 +155,7 @@ class Vocabulary(dict[str, bytes]):
 
     def shrink(self) -> None:
         """Forgets all where there is too much; numbers of words that were given before mean nothing any more."""
-        if len(self) > MAX_VOCABULARY or len(self.sentences) > MAX_VOCABULARY:
+        if len(self) > MAX_VOCABULARY:
             self.clear()
             self.__init__()
 
@@ -191,16 +195,17 @@ def count_sentences(chunks: Sequence[str]) -> int:
     for chunk in chunks:
         row = known.get(chunk)
         if row is None:
-            row = known[chunk] = (*_sentences(chunk, 0), *_sentences(chunk, 1))
+            VOCABULARY[chunk]  # learns it
+            row = known[chunk]
         sentences += row[2 * ended]
         ended = row[2 * ended + 1]
     return sentences
 
 
-def _sentences(chunk: str, ended: int) -> tuple[int, int]:
-    """Sentences that begin inside a chunk, and whether an end mark is open behind it."""
+def _sentences(words: Sequence[str], ended: int) -> tuple[int, int]:
+    """Sentences that begin inside a chunk of these words, and whether an end mark is open behind it."""
     begun = 0
-    for word in split_chunk(chunk):
+    for word in words:
         if word in SENTENCE_ENDS:
             ended = 1
         elif ended and not all(char in SYMBOLS and char not in "$+<=>^`|~" for char in word):

@@ -1,0 +1,154 @@
+"""Curation beside datatrove 0.10.1 on the same text in the same run: documents per CPU second and equal decisions.
+
+    python -m benchmarks.curate --peer VENV/bin/python [--documents 2000] [--corpus FILE.jsonl]
+
+The text is the Python documentation, cut to about the length of web pages, with planted exact and near duplicates (2 %
+of the words left out). Without ``--peer`` only this package is measured. The peer's environment:
+``pip install "datatrove[io,processing]==0.10.1" spacy orjson``.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from conf.curate import CurationConfig
+from conf.schema import RunConfig
+from data.annotators import Documents
+from data.corpora import open_corpus, read_slice
+from data.curate import curate
+from data.documents import Document, read_columns
+from data.stages import serial_units, stage_folders
+from data.steps import STEPS
+
+FILTERS = ("repetition", "gopher", "c4", "fineweb")
+MAX_CHARS = 6_000  # of a document: the mean is then about 2.8 kB
+PLANTED = 120  # of each kind
+BATCH = 256
+TIMEOUT_SEC = 3600
+
+
+def corpus(documents: int, seed: int = 0) -> list[dict[str, str]]:
+    """Documents of the Python documentation of 500 characters and more, in random order."""
+    config = RunConfig()
+    rows = [
+        {"id": record.id, "text": record.text[:MAX_CHARS]}
+        for piece in open_corpus(config.data).slices
+        for record in read_slice(piece.unit)
+        if isinstance(record, Document) and len(record.text) >= 500
+    ]
+    random.Random(seed).shuffle(rows)
+    return rows[:documents]
+
+
+def plant(rows: list[dict[str, str]], seed: int = 1) -> list[dict[str, str]]:
+    """The rows with exact and near copies of the first ones, in random order."""
+    chance = random.Random(seed)
+    exact = [{"id": f"exact/{row['id']}", "text": row["text"]} for row in rows[:PLANTED]]
+    near = [
+        {"id": f"near/{row['id']}", "text": " ".join(w for w in row["text"].split() if chance.random() >= 0.02)}
+        for row in rows[PLANTED : 2 * PLANTED]
+    ]
+    mixed = [*rows, *exact, *near]
+    chance.shuffle(mixed)
+    return mixed
+
+
+def filters(rows: list[dict[str, str]]) -> tuple[float, dict[str, list[str]]]:
+    """CPU seconds of the four steps with their decisions; by id the steps that would drop the document."""
+    config = CurationConfig()
+    for name in FILTERS:
+        getattr(config, name).enabled = True
+    config.c4.terminal_punctuation = False
+    decisions: dict[str, list[str]] = {row["id"]: [] for row in rows}
+    start = time.process_time()
+    for first in range(0, len(rows), BATCH):
+        batch = rows[first : first + BATCH]
+        documents = Documents.of([row["text"] for row in batch])
+        for name in FILTERS:
+            annotator = STEPS[name].annotator(config)
+            assert annotator is not None
+            columns = annotator.columns(documents)
+            table = pa.Table.from_pydict({f.name: pa.array(columns[f.name], f.type) for f in annotator.SCHEMA})
+            for row, gone in zip(batch, _any(STEPS[name].reasons(table, config), len(batch)), strict=True):
+                if gone and not (name == "fineweb" and "c4" in decisions[row["id"]]):
+                    decisions[row["id"]].append(name)
+    return time.process_time() - start, decisions
+
+
+def _any(verdicts: Any, rows: int) -> list[bool]:
+    found = [False] * rows
+    for _, mask in verdicts:
+        found = [a or bool(b) for a, b in zip(found, mask, strict=True)]
+    return found
+
+
+def minhash(path: Path, root: Path, bands: int, hashes: int) -> tuple[float, set[str], dict[str, int]]:
+    """CPU seconds of a whole curation with near duplicates alone; ids that stay; pairs proposed and similar."""
+    config = RunConfig()
+    config.data.source, config.data.path, config.data.dir = "path", str(path), str(root)
+    curation = CurationConfig(1, 0, 0, 0.0, 0.0, 0.0)
+    curation.minhash.enabled, curation.minhash.bands, curation.minhash.rows = True, bands, hashes
+    config.curation = curation
+    start = time.process_time()
+    manifest = curate(config, serial_units)
+    seconds = time.process_time() - start
+    folder = stage_folders(config).curated
+    files = [folder / part["file"] for part in manifest.figures["parts"]]
+    kept = {name for file in files for name in read_columns(file, ["id"]).column(0).to_pylist()}
+    return seconds, kept, manifest.figures["near_pairs"]
+
+
+def recall(rows: list[dict[str, str]], kept: set[str], kind: str) -> str:
+    """Planted pairs of which one went."""
+    names = [row["id"] for row in rows if row["id"].startswith(f"{kind}/")]
+    found = sum(name not in kept or name.removeprefix(f"{kind}/") not in kept for name in names)
+    return f"{found}/{len(names)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", help="python of an environment with datatrove")
+    parser.add_argument("--documents", type=int, default=2000)
+    parser.add_argument("--corpus", type=Path, help="JSONL with id and text, instead of the Python documentation")
+    options = parser.parse_args()
+    rows = [json.loads(line) for line in options.corpus.open()] if options.corpus else corpus(options.documents)
+    rows = plant(rows[: options.documents])
+    size = sum(len(row["text"]) for row in rows) / len(rows)
+    print(f"{len(rows)} documents, {size:.0f} characters on average")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "corpus.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for run in ("cold", "warm"):
+            seconds, ours = filters(rows)
+            print(f"filters, {run:<4}          {len(rows) / seconds:>8,.0f} documents per CPU second")
+        for bands, hashes in ((14, 8), (18, 6)):
+            seconds, kept, pairs = minhash(path, Path(folder) / f"m{bands}", bands, hashes)
+            planted = ", ".join(f"{kind} {recall(rows, kept, kind)}" for kind in ("exact", "near"))
+            rate = f"{len(rows) / seconds:>8,.0f} documents per CPU second"
+            print(f"MinHash {bands} x {hashes}, whole {rate}; found: {planted}; pairs: {pairs}")
+        if not options.peer:
+            print(f"datatrove is not measured: --peer PYTHON. {(__doc__ or '').strip().splitlines()[-1]}")
+            return
+        command = [options.peer, str(Path(__file__).with_name("datatrove_peer.py")), str(path)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=TIMEOUT_SEC)
+    peer = json.loads(done.stdout.splitlines()[-1])
+    for name, rate in peer["rates"].items():
+        print(f"datatrove {name:<13} {rate:>8,.0f} documents per CPU second")
+    planted = ", ".join(f"{kind} {recall(rows, set(peer['kept']), kind)}" for kind in ("exact", "near"))
+    print(f"datatrove finds {planted}")
+    different = [name for name, found in ours.items() if bool(found) != bool(peer["decisions"][name])]
+    steps = {step: sum((step in ours[n]) != (step in peer["decisions"][n]) for n in ours) for step in FILTERS}
+    print(f"equal decisions: {1 - len(different) / len(ours):.2%} of {len(ours)}; that differ by step: {steps}")
+    for name in different[:20]:
+        print(f"  {name}: ours {ours[name]}, datatrove {peer['decisions'][name]}")
+
+
+if __name__ == "__main__":
+    main()
