@@ -1,4 +1,4 @@
-"""Orders of documents beside the public code's sort: CPU seconds, jumps, similarity of neighbours, memory.
+"""Orders of documents beside the public code's sort: CPU seconds, jumps, similarity of neighbours.
 
     python -m benchmarks.order [--documents 1000000] [--k 20]
 
@@ -8,7 +8,6 @@ that ours gives the same chains, bit for bit.
 """
 
 import argparse
-import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -66,14 +65,12 @@ def main() -> None:
     equal = path.tolist() == [int(document) for chain in chains for document in chain]
     print(f"chains of the public code: plain loop {slow:.2f} s, ours {fast:.4f} s, {slow / fast:.0f}x, equal: {equal}")
     del chains
-    print(f"{'order':12s} {'CPU s':>8s} {'jumps':>9s} {'adjacent':>9s} {'peak B/doc':>11s}")
+    print(f"{'order':12s} {'CPU s':>8s} {'jumps':>9s} {'adjacent':>9s}")
     for kind, order in ORDERS.items():
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         path, seconds = timed(lambda order=order: order(Lists([(ids, similarities)]), vectors.__getitem__))
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / arguments.documents
         broken = int(jumps(ids, path.astype(np.int64)).sum())
         similar = adjacent_similarity(vectors.__getitem__, path.astype(np.int64))
-        print(f"{kind:12s} {seconds:8.2f} {broken:9,d} {similar:9.4f} {grown:11.0f}")
+        print(f"{kind:12s} {seconds:8.2f} {broken:9,d} {similar:9.4f}")
 
 
 if __name__ == "__main__":

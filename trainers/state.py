@@ -39,6 +39,7 @@ def identity(config: RunConfig, model: dict[str, Any], tokenizer: str, shards: s
         "seed": config.seed,
         "trainer.batch": config.trainer.batch,
         "data.attention": config.data.attention,
+        "data.positions": config.data.positions,
         "data.eval_fraction": config.data.eval_fraction,
     }
     return {"model": model, "tokenizer": tokenizer, "shards": shards, "stream": stream}
