@@ -15,7 +15,7 @@ CHOICES = 4
 SYLLABLES = ("ar", "bel", "cor", "dun", "el", "fen", "gar", "hol", "ir", "kel", "lom", "mir", "nor", "or", "pel", "tam")
 THINGS = ("mill", "barn", "tower", "bridge", "well", "gate", "mine", "ship", "house", "school", "market", "garden")
 WORDS = ("stone", "river", "cloud", "apple", "silver", "winter", "garden", "copper", "forest", "lantern", "marble")
-LARGEST = 20
+LARGEST = 10
 Item = tuple[str, list[str]]  # prompt, choices; the first is right
 
 
@@ -23,7 +23,7 @@ def _name(draw: random.Random) -> str:
     return "".join(draw.sample(SYLLABLES, 2)).capitalize()
 
 
-def facts(count: int = 80) -> dict[str, str]:
+def facts(count: int = 24) -> dict[str, str]:
     """Towns and their rivers: the same in every call."""
     draw = random.Random("rivers")
     towns: dict[str, str] = {}
