@@ -176,6 +176,7 @@ def timeline(record: Mapping[str, Any]) -> Figure | None:
                 axes.barh(row + offset, end - start, left=start, height=height, color=color, linewidth=0)
         axes.set_yticks(range(len(ranks)), [f"rank {row}" for row in range(len(ranks))])
         axes.invert_yaxis()
+        axes.set_xlim(0, None)
         axes.set_title(f"Attention, {direction}", loc="left", fontsize=11, color=_INK, fontweight="bold")
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8, colors=_INK)

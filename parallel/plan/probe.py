@@ -166,5 +166,7 @@ def measure_block(
     small = max(1, tokens // 8)
     many, few = (_block_seconds(n, (q, k), backward, group) for n in (tokens, small))
     flops = (10 if backward else 4) * heads * head_dim
-    rate = flops * (tokens**2 - small**2) / max(many - few, 1e-9)
+    if many - few < 0.5 * many:  # the block is too small to tell its work from its call
+        return Machine(flops * tokens**2 / many)
+    rate = flops * (tokens**2 - small**2) / (many - few)
     return Machine(rate, max(0.0, few - flops * small**2 / rate))

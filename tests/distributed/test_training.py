@@ -21,6 +21,7 @@ TWO_RANKS: dict[str, dict[str, Any]] = {
     "ring ddp": {"sequence__strategy": "ring"},
     "ring fsdp accumulated": {"sequence__strategy": "ring", "sharding__kind": "fsdp", "trainer__micro_batch": 1},
     "recompute": {"sequence__strategy": "token_ring", "trainer__recompute": "full"},
+    "auto, traced": {"sequence__strategy": "auto", "sequence__trace_every": 5},
     "dp ddp accumulated": {"trainer__micro_batch": 1},
     "dp fsdp": {"sharding__kind": "fsdp", "trainer__micro_batch": 2},
 }
