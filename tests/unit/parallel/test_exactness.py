@@ -37,6 +37,7 @@ SETTINGS: dict[str, Case] = {
     "empty rows": Case("", 0, mask=Mask(left=4, right=-2)),
     "scaled": Case("", 0, scale=0.7, batch=1),
 }
+STRIDES = {4: 1, 2: 2, 8: 2}  # by ranks: a setting meets every strategy, every second, else every third
 
 
 def _applies(name: str, ranks: int) -> bool:
@@ -47,6 +48,8 @@ def _applies(name: str, ranks: int) -> bool:
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_every_strategy_is_exact(setting: str, ranks: int) -> None:
     names = [name for name in NAMES if _applies(name, ranks)] + (["local"] if ranks == 1 else [])
+    thinned = STRIDES.get(ranks, 3)
+    names = names[list(SETTINGS).index(setting) % thinned :: thinned]
     exact = oracle(SETTINGS[setting])
     for name in names:
         case = replace(SETTINGS[setting], strategy=name, ranks=ranks)

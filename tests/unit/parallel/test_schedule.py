@@ -61,7 +61,7 @@ def _schedules(problem: Problem) -> Iterator[tuple[str, Schedule]]:
 
 @pytest.mark.parametrize("ranks", range(1, 17))
 def test_every_shipped_schedule_is_right(ranks: int) -> None:
-    thinned = slice(None) if ranks <= 8 else slice(ranks % 3, None, 3)
+    thinned = slice(None) if ranks <= 8 else slice(ranks % 4, None, 4)
     for problem in list(_problems(ranks))[thinned]:
         for name, schedule in _schedules(problem):
             try:
@@ -110,7 +110,7 @@ def test_every_broken_schedule_is_rejected(ranks: int) -> None:
     for problem in problems if ranks < 4 else problems[:1]:
         for name, schedule in _schedules(problem):
             mutants = list(_mutants(schedule))
-            for what, mutant in mutants if ranks < 4 else mutants[::9]:
+            for what, mutant in mutants if ranks < 3 else mutants[::5]:
                 assert _is_rejected(mutant), f"accepted: {name}, {what}"
                 count += 1
     assert count > 300
