@@ -64,7 +64,8 @@ def minhash(source: Path, root: Path) -> tuple[float, list[str]]:
     ]
     start = time.process_time()
     for number, pipeline in enumerate(stages):
-        LocalPipelineExecutor(pipeline, tasks=1, logging_dir=str(root / f"logs{number}")).run()
+        tasks = config.num_buckets if number == 1 else 1  # as many as its second stage wants, one after another
+        LocalPipelineExecutor(pipeline, tasks=tasks, workers=1, logging_dir=str(root / f"logs{number}")).run()
     seconds = time.process_time() - start
     kept = [json.loads(line)["id"] for path in (root / "kept").glob("*.jsonl") for line in path.open()]
     return seconds, kept
