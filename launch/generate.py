@@ -55,7 +55,8 @@ def _file(config: RunConfig, source: Path, output: Path | None) -> int:
 
     folder = (output or Path(config.run_dir) / "generated" / source.stem).absolute()
     start = time.monotonic()
-    manifest = on_cluster(config, Path(config.run_dir) / "logs", lambda run: generate_file(source, folder, config.generate, run))
+    logs = Path(config.run_dir) / "logs"
+    manifest = on_cluster(config, logs, lambda run: generate_file(source, folder, config.generate, run))
     figures = manifest.figures
     state = "complete before" if manifest.reused else f"{time.monotonic() - start:.1f} s"
     errors = f", {figures['errors']:,} with errors" if figures["errors"] else ""

@@ -16,7 +16,7 @@ CONFIG = "config.json"
 ARCHITECTURE, MODEL_TYPE = "LlamaForCausalLM", "llama"
 MOMA, MOMA_TYPE = "SundogMoMaForCausalLM", "sundog_moma"
 # Architectures with the names and the arithmetic of a Llama but for these fields of the spec.
-RELATIVES: dict[str, dict[str, bool]] = {
+RELATIVES: dict[str, dict[str, Any]] = {
     ARCHITECTURE: {},
     "MistralForCausalLM": {},
     "Qwen2ForCausalLM": {"qkv_bias": True},

@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from data.readers import detect_format, find_files, read_file
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 
 
-def read(path: Path, form: str = "auto", **fields: str) -> list[Document | Skip]:
+def read(path: Path, form: str = "auto", **fields: Any) -> list[Document | Skip]:
     return list(read_file(str(path), path.name, form, **fields))
 
 
