@@ -105,7 +105,7 @@ class DataConfig:
     limit: int = 0  # documents read, 0: all
     shard_documents: int = 1000  # documents in one unit of work
     context: int = 512  # tokens in one training window
-    packing: str = "soft"  # concat: cut at window ends; soft: documents under a quarter window stay whole; whole: all
+    packing: str = "concat"  # concat: cut at window ends; soft: documents under a quarter window stay whole; whole: all
     unsorted: float = 0.0  # share of the documents that are packed in random order for all that
     attention: str = "context"  # a token sees its window (context), its document or its run of related ones (segment)
     positions: str = "mask"  # restart where attention ends (mask), at each document, or never in a window
