@@ -3,6 +3,7 @@
 import ast
 import inspect
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 
 from conf import curate, schema
 from conf.schema import CHOICES, RunConfig
@@ -33,8 +34,12 @@ def _comments() -> dict[tuple[str, str], str]:
     return found
 
 
+@cache
 def keys() -> dict[str, Key]:
-    """Return every leaf key of the schema by its dotted name, in schema order."""
+    """Return every leaf key of the schema by its dotted name, in schema order.
+
+    Made once: Python 3.11's parser fails at times when two threads parse at once, as the jobs of a sweep would.
+    """
     comments = _comments()
     found: dict[str, Key] = {}
 

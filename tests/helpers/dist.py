@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 _POLL_SEC = 1.0
+_LAST_WORDS_SEC = 6.0  # more than a rank takes to find out which other one is lost
 
 
 class RankError(AssertionError):
@@ -116,8 +117,10 @@ def run_distributed(
                     processes.append(process)
             while any(process.is_alive() for process in processes):
                 if any(process.exitcode not in (0, None) for process in processes):
-                    # The first failure breaks its peers' connections: leave them a moment to say so, then stop them.
-                    wait([process.sentinel for process in processes if process.is_alive()], timeout=_POLL_SEC)
+                    # The first failure breaks its peers' connections: leave them time to say so, then stop them.
+                    last = time.monotonic() + _LAST_WORDS_SEC
+                    while (alive := [p.sentinel for p in processes if p.is_alive()]) and time.monotonic() < last:
+                        wait(alive, timeout=_POLL_SEC)
                     break
                 if time.monotonic() > deadline:
                     alive = [rank for rank, process in enumerate(processes) if process.is_alive()]
