@@ -35,7 +35,7 @@ def main() -> None:
         write_manifest(folder, Manifest("pack", "f" * 64, "", settings, figures, files, "2026-01-01T00:00:00+00:00"))
         for attention in ("context", "document"):
             loader = Loader(open_shards(folder), 8, 0, attention, 0.02)
-            steps = counts["windows"] // 8
+            steps, seconds = counts["windows"] // 8, 0.0
             for _ in range(2):  # the first pass fills the page cache
                 start = time.process_time()
                 for step in range(steps):
