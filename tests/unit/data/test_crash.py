@@ -29,6 +29,8 @@ def all_stages(root: Path, corpus: Path, stop_at: int, overwrite: bool, counter:
 
     def counting(call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **settings: Any) -> Any:
+            if call is replace and not Path(args[1]).is_relative_to(root):
+                return call(*args, **settings)  # numba keeps compiled code: only where nothing is kept yet
             counter.value += 1
             if counter.value == stop_at:
                 os._exit(DIED)
@@ -36,7 +38,8 @@ def all_stages(root: Path, corpus: Path, stop_at: int, overwrite: bool, counter:
 
         return run
 
-    os.fsync, os.replace = counting(os.fsync), counting(os.replace)
+    replace = os.replace
+    os.fsync, os.replace = counting(os.fsync), counting(replace)
     config = make_config(root, corpus, overwrite=overwrite)
     config.curation.min_chars = 210 if overwrite else 200
     for stage in (curate, order, pack):
