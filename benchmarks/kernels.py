@@ -104,7 +104,9 @@ def ours(problem: Problem) -> dict[str, tuple[Forward, Backward | None]]:
         running[1].fill_(-torch.inf)
         return triton_block.forward(block, running)[0]
 
-    forward: Forward = lambda: triton_block.forward(block)[0]  # noqa: E731
+    def forward() -> Tensor:
+        return triton_block.forward(block)[0]
+
     return {"ours": (forward, lambda: triton_block.backward(block, upstream)), "ours, carried": (carried, None)}
 
 
@@ -116,7 +118,10 @@ def flash_attention(problem: Problem) -> dict[str, tuple[Forward, Backward | Non
     q, k, v, scale = problem.q, problem.k, problem.v, problem.scale
     out, lse = library.forward(q, k, v, scale, causal)
     delta = (out.float() * problem.d_out.float()).sum(-1)
-    backward: Backward = lambda: library.backward(q, k, v, problem.d_out, lse, delta, scale, causal)  # noqa: E731
+
+    def backward() -> tuple[Tensor, Tensor, Tensor]:
+        return library.backward(q, k, v, problem.d_out, lse, delta, scale, causal)
+
     return {type(library).__name__: (lambda: library.forward(q, k, v, scale, causal)[0], backward)}
 
 

@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -197,8 +197,11 @@ def _keep_pace(bucket: Path, cell: Cell, mbit: float, rank: int) -> None:
     topology: Any = cell.topology
     pace = Pace(Bucket(bucket, Topology(topology, cell.ranks, Speed(mbit * 1e6 / 8))), rank)
     plain = operator.GroupChannel
-    paced: Any = lambda *arguments: pace.channel(plain(*arguments))  # noqa: E731
-    operator.GroupChannel = paced
+
+    def paced(*arguments: Any) -> Any:
+        return pace.channel(plain(*arguments))
+
+    operator.GroupChannel = cast(Any, paced)
 
 
 def _rank(

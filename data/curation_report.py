@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from conf.schema import RunConfig
+from data import page
 from data.annotators import column_file
 from data.documents import read_columns
 from data.files import write_atomic
@@ -22,12 +23,7 @@ from data.steps import STEPS
 PARTS = 20  # evenly spread over the corpus, that histograms and samples are taken from
 BINS = 30
 SAMPLES, SAMPLE_CHARS = 3, 300  # of each reason, and of what stays
-STYLE = (
-    "body{font:15px/1.5 system-ui;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
-    "td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #8884}td.n{text-align:right}"
-    "pre{white-space:pre-wrap;background:#8881;padding:.6em}figure{display:inline-block;margin:.5em}"
-    "figcaption{font-size:13px}.k{fill:#2a7f4f}.d{fill:#c0492f}"
-)
+GREEN, RED = "#2c8a57", "#c0492f"  # kept, dropped
 
 
 def steps_of(reasons: Sequence[str]) -> dict[str, str]:
@@ -56,12 +52,11 @@ def write_report(config: RunConfig, curated: Manifest) -> Path:
     kept = np.concatenate(kept_masks)
     figures = "".join(_histogram(name, np.concatenate(rows), kept) for name, rows in numbers.items())
     path = folders.curated.parent / "curation.html"
-    body = (
-        f"{_summary(curated)}<h2>Measures</h2><p>Kept above, dropped below; {kept.size:,} documents of {len(chosen)} "
-    )
-    body += f"parts.</p>{figures}<h2>Samples</h2>{_samples(samples)}"
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Curation</title><style>{STYLE}</style>{body}'
-    write_atomic(path, page + "</html>\n")
+    note = f"<p>Kept above, dropped below; {kept.size:,} documents of {len(chosen)} parts.</p>"
+    parts_of_page = [("Documents", _summary(curated)), ("Measures", note + figures), ("Samples", _samples(samples))]
+    facts = f"{curated.figures['chars_kept']:,} characters kept, {curated.figures['edited']:,} documents edited"
+    subtitle = f"{facts}; fingerprint {curated.fingerprint[:16]}, {curated.created}"
+    write_atomic(path, page.page("Curation", subtitle, page.sections(parts_of_page)))
     return path
 
 
@@ -85,13 +80,8 @@ def _summary(curated: Manifest) -> str:
     steps, read = steps_of(list(figures["dropped"])), max(1, figures["documents_read"])
     rows = [("", "read", figures["documents_read"]), ("", "kept", figures["kept"])]
     rows += [(steps[reason], reason, count) for reason, count in figures["dropped"].items()]
-    cells = "".join(
-        f'<tr><td>{step}<td>{html.escape(name)}<td class="n">{count:,}<td class="n">{count / read:.2%}'
-        for step, name, count in rows
-    )
-    head = f"<h1>Curation</h1><p>{figures['chars_kept']:,} characters kept, {figures['edited']:,} documents edited. "
-    head += f"Fingerprint {curated.fingerprint[:16]}, {curated.created}.</p>"
-    return f'{head}<table><tr><th>step<th>reason<th class="n">documents<th class="n">share{cells}</table>'
+    shown = [(step, name, f"{count:,}", f"{count / read:.2%}") for step, name, count in rows]
+    return page.table(shown, ("step", "reason", "documents", "share"))
 
 
 def _histogram(name: str, values: npt.NDArray[Any], kept: npt.NDArray[np.bool_]) -> str:
@@ -106,19 +96,17 @@ def _histogram(name: str, values: npt.NDArray[Any], kept: npt.NDArray[np.bool_])
     above, below = np.histogram(shown[kept], edges)[0], np.histogram(shown[~kept], edges)[0]
     tallest = max(1, int(above.max()), int(below.max()))
     bars = "".join(
-        f'<rect class="{mark}" x="{8 * i}" y="{40 - h if mark == "k" else 41:.1f}" width="7" height="{h:.1f}"/>'
-        for mark, counts in (("k", above), ("d", below))
+        f'<rect fill="{color}" x="{8 * i}" y="{40 - h if color == GREEN else 41:.1f}" width="7" height="{h:.1f}"/>'
+        for color, counts in ((GREEN, above), (RED, below))
         for i, h in enumerate(40 * counts / tallest)
     )
     ends = [10**edge - 1 if wide else edge for edge in (edges[0], edges[-1])]
     low, high = (f"{end:,.0f}" if abs(end) >= 100 or math.isclose(end, round(end)) else f"{end:.3g}" for end in ends)
     caption = f"{html.escape(name)}: {low} to {high}{' (log)' if wide else ''}"
-    return f'<figure><svg width="{8 * BINS}" height="82">{bars}</svg><figcaption>{caption}</figcaption></figure>'
+    drawing = f'<svg width="{8 * BINS}" height="82">{bars}</svg><figcaption>{caption}</figcaption>'
+    return f'<figure style="display:inline-block;margin:.5em">{drawing}</figure>'
 
 
 def _samples(samples: dict[str, list[str]]) -> str:
     names = sorted(samples, key=lambda name: (name != "kept", name))
-    return "".join(
-        f"<h3>{html.escape(name)}</h3>" + "".join(f"<pre>{html.escape(text)}</pre>" for text in samples[name])
-        for name in names
-    )
+    return page.table([(name, text) for name in names for text in samples[name]], ("reason", "text"))

@@ -107,11 +107,3 @@ class Loader:
             origin = np.maximum.accumulate(np.where(kept, 0, starts))
         positions = (np.arange(stored.size) - np.repeat(origin, lengths)).reshape(shape)
         return Batch(tokens, labels, positions, ids, windows)
-
-
-def positions_in_documents(document_ids: Ints) -> Ints:
-    """Positions int64 ``[B, C]`` that restart at 0 where the document changes."""
-    places = np.broadcast_to(np.arange(document_ids.shape[1]), document_ids.shape)
-    starts = np.zeros_like(document_ids)
-    starts[:, 1:] = np.where(document_ids[:, 1:] != document_ids[:, :-1], places[:, 1:], 0)
-    return places - np.maximum.accumulate(starts, axis=1)

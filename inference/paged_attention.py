@@ -27,11 +27,6 @@ class PagedCache:
         self.store = torch.empty(spec.layers, 2 * spec.kv_heads, slots, spec.head_dim, dtype=dtype)
         self._layers = self.store.unbind(0)
 
-    @property
-    def token_bytes(self) -> int:
-        """Of one token in all layers."""
-        return self.store[:, :, 0].numel() * self.store.element_size()
-
     def write(self, layer: int, slots_T: Tensor, kv_TKD: Tensor) -> None:
         """Put keys and values, [rows, 2 kv_heads, D], where they belong."""
         self._layers[layer].index_copy_(1, slots_T, kv_TKD.transpose(0, 1))

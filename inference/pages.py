@@ -94,11 +94,6 @@ class PagePool:
             self._page_of[key] = page
             self._key_of[page] = key
 
-    def forget_all(self) -> None:
-        """Drop every remembered text that nobody uses."""
-        while self._unused:
-            self._forget_oldest()
-
     def _forget_oldest(self) -> int:
         page, _ = self._unused.popitem(last=False)
         del self._page_of[self._key_of.pop(page)]

@@ -18,7 +18,6 @@ from data.steps.kind import Verdicts, column
 from data.steps.words import Words, split_words
 
 TOP, DUPLICATE = (2, 3, 4), (5, 6, 7, 8, 9, 10)
-SHARES = ("paragraphs", "paragraph_chars", "lines", "line_chars")
 REASONS = (
     "duplicate_paragraphs",
     "duplicate_paragraph_chars",

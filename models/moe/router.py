@@ -1,6 +1,6 @@
 """Routers: which tokens the experts of a layer take, in training and, without looking ahead, at inference."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -213,8 +213,3 @@ class Router(nn.Module):
         self.threshold.lerp_(seen.lowest / number, weight)
         if self.control.learn_auxiliary:
             self.auxiliary_threshold.lerp_(seen.lowest_auxiliary / number, weight)
-
-
-def add_observed(parts: list[Observed]) -> Observed:
-    """Sum over parts, such as layers."""
-    return Observed(*(torch.stack([getattr(part, f.name) for part in parts]).sum(0) for f in fields(Observed)))

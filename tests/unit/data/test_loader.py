@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.errors import ConfigError, DataError
-from data.loader import IGNORE, Loader, positions_in_documents
+from data.loader import IGNORE, Loader
 from data.permutation import permute
 from data.shards import Shards, open_shards
 from tests.unit.data.samples import make_shards
@@ -109,7 +109,6 @@ def test_documents_of_windows_follow_the_packed_text(tmp_path: Path) -> None:
     flat = [(t, i) for i, document in enumerate(documents) for t in document]
     flat += [(1, -1)] * (len(shards) * 8 - len(flat))
     assert list(zip(tokens.ravel().tolist(), ids.ravel().tolist(), strict=True)) == flat
-    assert positions_in_documents(ids)[0].tolist() == [0, 1, 2, 3, 0, 0, 1, 2]
 
 
 def test_refuses_what_cannot_be_trained_on(tmp_path: Path, shards: Shards) -> None:
