@@ -36,10 +36,7 @@ def _comments() -> dict[tuple[str, str], str]:
 
 @cache
 def keys() -> dict[str, Key]:
-    """Return every leaf key of the schema by its dotted name, in schema order.
-
-    Made once: Python 3.11's parser fails at times when two threads parse at once, as the jobs of a sweep would.
-    """
+    """Return every leaf key of the schema by its dotted name, in schema order. Made once: it parses the schema."""
     comments = _comments()
     found: dict[str, Key] = {}
 

@@ -1,6 +1,7 @@
 """A sweep: Hydra proposes, jobs run side by side, failures stay apart, what is done is not run again."""
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from launch.preflight import dump, load_config
 from launch.sweep import LOG, RESULTS, Job, Sweep
 
 STEPS = 20
+COMPOSING = threading.Lock()  # Hydra composes in one thread at a time; a real job does it in a process of its own
 
 
 class Runs:
@@ -22,7 +24,8 @@ class Runs:
         self.failing = failing
 
     def __call__(self, arguments: list[str], log: Path, stop: Callable[[], int]) -> int:
-        config = load_config(arguments)
+        with COMPOSING:
+            config = load_config(arguments)
         run_dir, rate = Path(config.run_dir), config.trainer.lr
         self.started.append(rate)
         run_dir.mkdir(parents=True, exist_ok=True)
