@@ -19,7 +19,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from benchmarks.table import Row, alternate, median_ratio, report
-from conf.schema import EngineConfig
+from conf.serving import EngineConfig
 from data.tokenize import train_tokenizer
 from inference.engine import Engine
 from inference.params import SamplingParams

@@ -28,7 +28,7 @@ import torch
 import uvicorn
 
 from benchmarks.table import Row, compare, report
-from conf.schema import EngineConfig
+from conf.serving import EngineConfig
 from data.tokenize import train_tokenizer
 from inference.engine import Engine
 from inference.params import SamplingParams

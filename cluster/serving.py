@@ -22,7 +22,7 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from cluster.replica import deployment
 from conf.errors import ResourceError, SundogError
-from conf.schema import ServeConfig
+from conf.serving import ServeConfig
 
 NAME = "sundog"
 SECRETS = ("SUNDOG_API_TOKEN",)  # handed to replicas, never in their printed settings

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from conf.errors import ConfigError
 
 TOPS = (0.20, 0.18, 0.16)
+CHOICES = {"curation.preselect.weight": ("chars", "documents")}
 DUPLICATES = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)
 
 

@@ -5,7 +5,6 @@ import inspect
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 
-from conf import curate, schema
 from conf.schema import CHOICES, RunConfig
 
 
@@ -19,25 +18,23 @@ class Key:
     comment: str
 
 
-def _comments() -> dict[tuple[str, str], str]:
-    """Map (class, field) to the trailing comment of the field's line."""
+@cache
+def _comments(kind: type) -> dict[str, str]:
+    """Map each field of a dataclass of the schema to the trailing comment of its line."""
+    source = inspect.getsource(kind)
+    lines, (definition,) = source.splitlines(), ast.parse(source).body
+    assert isinstance(definition, ast.ClassDef), "the schema is made of dataclasses"
     found = {}
-    for module in (curate, schema):
-        source = inspect.getsource(module)
-        lines = source.splitlines()
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.ClassDef):
-                for item in node.body:
-                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                        _, mark, comment = lines[item.lineno - 1].partition("  # ")
-                        found[node.name, item.target.id] = comment if mark else ""
+    for item in definition.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            _, mark, comment = lines[item.lineno - 1].partition("  # ")
+            found[item.target.id] = comment if mark else ""
     return found
 
 
 @cache
 def keys() -> dict[str, Key]:
     """Return every leaf key of the schema by its dotted name, in schema order. Made once: it parses the schema."""
-    comments = _comments()
     found: dict[str, Key] = {}
 
     def walk(node: object, prefix: str) -> None:
@@ -47,7 +44,7 @@ def keys() -> dict[str, Key]:
             if is_dataclass(value):
                 walk(value, name + ".")
                 continue
-            comment = comments[type(node).__name__, item.name]
+            comment = _comments(type(node))[item.name]
             if name in CHOICES:
                 comment = " | ".join(CHOICES[name]) + (f"; {comment}" if comment else "")
             found[name] = Key(name, type(value), value, comment)

@@ -7,7 +7,10 @@ rules over several fields are in ``conf.rules``.
 
 from dataclasses import dataclass, field
 
+from conf import curate, preselect, serving
 from conf.curate import CurationConfig
+from conf.preselect import LadderConfig, PreSelectConfig
+from conf.serving import GenerateConfig, ServeConfig
 
 STRATEGIES = (
     "local",
@@ -21,7 +24,6 @@ STRATEGIES = (
     "allgather",
 )
 
-FORMS = ("fp32", "bf16", "int8", "int4")  # of an engine's weights
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.source": ("python_docs", "debian_docs", "path"),
     "data.format": ("auto", "text", "jsonl", "parquet", "arrow", "warc"),
@@ -45,12 +47,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "cluster.placement": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
     "tracker.wandb": ("disabled", "offline", "online"),
     "export.dtype": ("fp32", "bf16"),
-    "curation.preselect.weight": ("chars", "documents"),
-    "preselect.domain": ("source", "host"),
-    "preselect.normalise": ("none", "quantile", "zscore"),
-    "generate.engine.dtype": FORMS,
-    "serve.engine.dtype": FORMS,
     "sweep.early_stop": ("none", "median"),
+    **curate.CHOICES,
+    **preselect.CHOICES,
+    **serving.CHOICES,
 }
 
 
@@ -218,100 +218,6 @@ class ExportConfig:
     dir: str = "${run_dir}/hf"
     step: int = 0  # 0: the newest complete checkpoint
     dtype: str = "fp32"
-
-
-@dataclass
-class EngineConfig:
-    """How a model is run for generation."""
-
-    dtype: str = "fp32"  # of the weights; int8 and int4 are weight-only
-    pack: bool = True  # keep a second copy of fp32 weights, laid out for 2 to 48 rows
-    kv_tokens: int = 0  # tokens that the key-value cache holds; 0: by memory, at most what all running texts can need
-    page_tokens: int = 16  # tokens in a page of the cache
-    step_tokens: int = 512  # rows of one forward pass
-    mixed_tokens: int = 64  # prompt rows in a pass that also continues texts: bounds how much it delays them
-    prefix_cache: bool = True  # requests that begin alike share pages
-    draft_tokens: int = 0  # the most drafted tokens in a pass; 0: no drafting
-
-
-@dataclass
-class GenerateConfig:
-    """Continuation of a prompt."""
-
-    model: str = "${export.dir}"  # Hugging Face folder
-    max_tokens: int = 64
-    temperature: float = 0.8  # 0: greedy
-    top_p: float = 0.95
-    seed: int = 0
-    engine: EngineConfig = field(default_factory=EngineConfig)
-
-
-@dataclass
-class PreSelectConfig:
-    """PreSelect (arXiv 2503.00808): a ladder of models, its losses on a sample, and the scorer that is learnt."""
-
-    dir: str = "${data.dir}/preselect"
-    ladder: str = "${preselect.dir}/ladder.yaml"  # table of models: folder, ability, weight
-    cache: str = "${preselect.dir}/cache"  # of losses, by model, windows and text; any number of ladders may share one
-    strict: bool = False  # a model that does not load ends the command; else it is reported and left out
-    domain: str = "source"  # what a document belongs to: its source, or the host of its url
-    domains: int = 3000  # most frequent domains that are sampled; 0: all
-    per_domain: int = 300  # documents of each
-    min_chars: int = 200  # of a sampled document
-    items: int = 100  # of each kind in the built-in evaluation
-    window: int = 0  # tokens that a model reads at once; 0: the smallest context of the ladder
-    stride: int = 0  # tokens that a further window of a long document scores; 0: half the window
-    row_tokens: int = 1024  # of the documents that share a forward pass; changes speed alone
-    ties: float = 0.5  # value of a pair of models whose losses are equal
-    margin: float = 0.0  # standard errors by which two losses must differ, else they tie
-    normalise: str = "none"
-    positive: float = 1.0  # least strength of a positive; negatives are as many of the lowest
-    most: int = 200_000  # positives, at most; 0: all
-    lr: float = 0.1
-    dim: int = 100  # of the scorer's vectors
-    epochs: int = 5
-    word_ngrams: int = 2
-    buckets: int = 2_000_000  # of hashed n-grams
-    held_out: float = 0.1  # share of the labelled documents that the scorer is judged by
-
-
-@dataclass
-class RungConfig:
-    """One model of a trained ladder; zeros stand for the run's own model and steps."""
-
-    name: str = ""
-    mixture: dict[str, float] = field(default_factory=dict)  # shares of teaching, prose, shuffled, repeated, site
-    documents: int = 1000
-    steps: int = 0
-    dim: int = 0
-    layers: int = 0
-
-
-@dataclass
-class LadderConfig:
-    """A ladder of small models that differ in what they were taught, trained by `sundog ladder`, and its corpus."""
-
-    rungs: list[RungConfig] = field(default_factory=list)
-    pool: dict[str, float] = field(default_factory=dict)  # shares of the sources in the corpus to select from
-    pool_documents: int = 2000
-
-
-@dataclass
-class ServeConfig:
-    """The HTTP server. A bearer token is read from the environment variable SUNDOG_API_TOKEN."""
-
-    model: str = "${export.dir}"
-    model_name: str = "${name}"
-    host: str = "127.0.0.1"
-    port: int = 8000
-    replicas: int = 1
-    max_concurrent: int = 8  # texts that a replica works on at once
-    max_queue: int = 64  # texts that wait; more are answered 429
-    max_queue_tokens: int = 262_144  # prompt tokens that wait; more are answered 429
-    max_body_bytes: int = 4_000_000
-    max_tokens: int = 1024  # the most that one request may ask for
-    drain_sec: float = 20.0  # time for running requests to finish when the server stops
-    engine: EngineConfig = field(default_factory=EngineConfig)
 
 
 @dataclass

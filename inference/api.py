@@ -10,7 +10,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response as HttpResponse
 
-from conf.schema import ServeConfig
+from conf.serving import ServeConfig
 from inference.answers import Answer, embeddings, usage_of
 from inference.api_errors import ApiError, as_api_error, error_object
 from inference.chat import ChatTemplate

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from conf.errors import DataError, SundogError
-from conf.schema import EngineConfig, GenerateConfig
+from conf.serving import EngineConfig, GenerateConfig
 from data.files import atomic_path, file_digest
 from data.manifest import Manifest
 from data.stages import RunUnits, Stage, Unit, collect_files, record_files, run_stage, unit

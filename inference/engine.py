@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from conf.errors import ConfigError, DataError
-from conf.schema import FORMS, EngineConfig
+from conf.serving import FORMS, EngineConfig
 from data.files import read_json
 from data.tokenize import load_tokenizer
 from inference.detokenize import Detokenizer

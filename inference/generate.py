@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from conf.schema import EngineConfig
+from conf.serving import EngineConfig
 from inference.engine import Engine
 from inference.params import SamplingParams
 

@@ -14,7 +14,7 @@ from starlette.responses import Response as HttpResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from conf.errors import ConfigError
-from conf.schema import EngineConfig, ServeConfig
+from conf.serving import EngineConfig, ServeConfig
 from inference.api import Api
 from inference.api_errors import install_handlers
 from inference.chat import ChatTemplate

@@ -13,7 +13,8 @@ from pathlib import Path
 from cluster.connection import connect
 from cluster.serving import serving
 from conf.errors import EXIT_DONE, EXIT_STOPPED
-from conf.schema import RunConfig, ServeConfig
+from conf.schema import RunConfig
+from conf.serving import ServeConfig
 from launch.progress import format_seconds
 from launch.serve import APP
 from launch.stages import describe, run_stage

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from cluster.connection import connect
 from conf.errors import EXIT_DONE, EXIT_STOPPED, ConfigError
+from conf.preselect import RungConfig
 from conf.rules import check
-from conf.schema import RunConfig, RungConfig
+from conf.schema import RunConfig
 from data.curate import curate
 from data.files import digest_json, read_json, write_atomic
 from data.order import order

@@ -14,7 +14,7 @@ import pytest
 from cluster.local_head import free_port
 from cluster.serving import ServingFailed, serve_until, serving
 from conf.errors import DataError, ResourceError
-from conf.schema import ServeConfig
+from conf.serving import ServeConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 APPS = "tests.helpers.apps"

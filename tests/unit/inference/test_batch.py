@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from conf.errors import DataError
-from conf.schema import GenerateConfig
+from conf.serving import GenerateConfig
 from data.stages import Unit, serial_units
 from inference import batch
 from inference.batch import RESULTS, generate_file

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from conf.schema import EngineConfig
+from conf.serving import EngineConfig
 from inference.engine import Engine
 from inference.generation import Generation
 from inference.params import SamplingParams

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from conf.errors import ConfigError
-from conf.schema import EngineConfig
+from conf.serving import EngineConfig
 from inference.engine import Engine
 from inference.params import SamplingParams
 from inference.weights import GROUP, PACKED_ROWS, QUANTISED_ROWS, Int4Linear, linear

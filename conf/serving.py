@@ -1,0 +1,50 @@
+"""The typed schema of inference: the engine, generation from prompts and the HTTP server."""
+
+from dataclasses import dataclass, field
+
+FORMS = ("fp32", "bf16", "int8", "int4")  # of an engine's weights
+CHOICES = {"generate.engine.dtype": FORMS, "serve.engine.dtype": FORMS}
+
+
+@dataclass
+class EngineConfig:
+    """How a model is run for generation."""
+
+    dtype: str = "fp32"  # of the weights; int8 and int4 are weight-only
+    pack: bool = True  # keep a second copy of fp32 weights, laid out for 2 to 48 rows
+    kv_tokens: int = 0  # tokens that the key-value cache holds; 0: by memory, at most what all running texts can need
+    page_tokens: int = 16  # tokens in a page of the cache
+    step_tokens: int = 512  # rows of one forward pass
+    mixed_tokens: int = 64  # prompt rows in a pass that also continues texts: bounds how much it delays them
+    prefix_cache: bool = True  # requests that begin alike share pages
+    draft_tokens: int = 0  # the most drafted tokens in a pass; 0: no drafting
+
+
+@dataclass
+class GenerateConfig:
+    """Continuation of a prompt."""
+
+    model: str = "${export.dir}"  # Hugging Face folder
+    max_tokens: int = 64
+    temperature: float = 0.8  # 0: greedy
+    top_p: float = 0.95
+    seed: int = 0
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+
+@dataclass
+class ServeConfig:
+    """The HTTP server. A bearer token is read from the environment variable SUNDOG_API_TOKEN."""
+
+    model: str = "${export.dir}"
+    model_name: str = "${name}"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    replicas: int = 1
+    max_concurrent: int = 8  # texts that a replica works on at once
+    max_queue: int = 64  # texts that wait; more are answered 429
+    max_queue_tokens: int = 262_144  # prompt tokens that wait; more are answered 429
+    max_body_bytes: int = 4_000_000
+    max_tokens: int = 1024  # the most that one request may ask for
+    drain_sec: float = 20.0  # time for running requests to finish when the server stops
+    engine: EngineConfig = field(default_factory=EngineConfig)
