@@ -6,7 +6,7 @@ product: the rows of the query and key weights are reordered so that a pair's tw
 every score as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conf.errors import ConfigError
-from inference.paged_attention import PagedCache, SpanAttention
+from inference.paged_attention import PagedCache, StepAttention
 from inference.scheduler import Span
 from inference.weights import linear
 from models.block import Block
@@ -33,14 +33,18 @@ class Result:
     hidden: list[Tensor | None]
 
 
+# The attention of all rows in one layer: its number, queries [rows, kv_heads, group, D], keys and values
+# [rows, kv_heads, D]; returns [rows, heads * D].
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
 @dataclass
 class _Step:
     """What every layer needs to know of the rows."""
 
     turn_T1D: Tensor  # complex
     slots_T: Tensor
-    attentions: Sequence[SpanAttention]
-    sizes: list[int]  # rows of each span
+    attend: Attend
     cache: PagedCache
     tokens: Tokens | None  # for experts
 
@@ -70,42 +74,46 @@ class ModelRunner:
         """Compute the spans' tokens, whose pages are there, and write their keys and values."""
         tokens, positions, slots = [], [], []
         for span in spans:
-            count = len(span.tokens)
             tokens += span.tokens
-            positions += depths(span)
-            slots += span.generation.slots(span.start, count, cache.page_tokens)
+            positions += depths(span.start, len(span.tokens), span.parents)
+            slots += span.generation.slots(span.start, len(span.tokens), cache.page_tokens)
+        x_TE = self.forward(tokens, positions, slots, StepAttention(cache, spans, self.dtype), cache)
+        return self.results(spans, x_TE)
+
+    def forward(
+        self, tokens: list[int], positions: list[int], slots: list[int], attend: Attend, cache: PagedCache
+    ) -> Tensor:
+        """What the last norm reads, [rows, dim]; the rows' keys and values go to ``slots`` of the cache."""
         angles = torch.tensor(positions, dtype=torch.float32)[:, None] * self._frequencies
         turn_T1D = torch.polar(torch.ones_like(angles), angles)[:, None]
-        attentions = [SpanAttention(cache, span, self.dtype) for span in spans]
-        sizes = [len(span.tokens) for span in spans]
-        tokens_T = torch.tensor(tokens)
+        tokens_T = torch.tensor(tokens, dtype=torch.int64)
         described = None
         if self._model is not None:
             described = self._model.describe(tokens_T[None], torch.tensor(positions)[None]).tokens
-        step = _Step(turn_T1D, torch.tensor(slots), attentions, sizes, cache, described)
+        step = _Step(turn_T1D, torch.tensor(slots, dtype=torch.int64), attend, cache, described)
         x_TE = F.embedding(tokens_T, self._embedding)
         for index, layer in enumerate(self._layers):
             x_TE = layer(index, x_TE, step)
-        return self._results(spans, sizes, x_TE)
+        return x_TE
 
-    def _results(self, spans: Sequence[Span], sizes: list[int], x_TE: Tensor) -> Result:
+    def results(self, spans: Sequence[Span], x_TE: Tensor) -> Result:
+        """What the spans' texts ask for, from all of their rows."""
         logits: list[Tensor | None] = [None] * len(spans)
         hidden: list[Tensor | None] = [None] * len(spans)
         wanted: list[tuple[int, int]] = []  # (span, rows)
         kept = []
-        for index, (span, rows_SE) in enumerate(zip(spans, x_TE.split(sizes), strict=True)):
+        parts = x_TE.split([len(span.tokens) for span in spans])
+        for index, (span, rows_SE) in enumerate(zip(spans, parts, strict=True)):
             if span.generation.task == "embed":
                 hidden[index] = self._norm(rows_SE)
                 continue
-            whole = span.parents is not None or span.generation.params.prompt_logprobs
-            rows = len(span.tokens) if whole else int(span.last)
-            if rows:
+            if rows := wanted_rows(span):
                 wanted.append((index, rows))
                 kept.append(rows_SE[-rows:])
         if kept:
             logits_RV = self._head(self._norm(torch.cat(kept))).float()
-            parts = logits_RV.split([rows for _, rows in wanted])
-            for (index, _), part in zip(wanted, parts, strict=True):
+            split = logits_RV.split([rows for _, rows in wanted])
+            for (index, _), part in zip(wanted, split, strict=True):
                 logits[index] = part
         return Result(logits, hidden)
 
@@ -173,11 +181,7 @@ class _Layer:
         _rotate(qkv_THD[:, : heads + kv_heads], step.turn_T1D)
         step.cache.write(index, step.slots_T, qkv_THD[:, heads:])
         q_TKGD = q_THD.unflatten(1, (kv_heads, self._group))
-        if len(step.sizes) == 1:
-            return self._out(step.attentions[0](index, q_TKGD, k_TKD, v_TKD))
-        rows = (x.split(step.sizes) for x in (q_TKGD, k_TKD, v_TKD))
-        parts = zip(step.attentions, *rows, strict=True)
-        return self._out(torch.cat([attend(index, q, k, v) for attend, q, k, v in parts]))
+        return self._out(step.attend(index, q_TKGD, k_TKD, v_TKD))
 
     def _feed(self, x_TE: Tensor, step: _Step) -> Tensor:
         if self._experts is not None:
@@ -207,11 +211,18 @@ def _rotate(x_THD: Tensor, turn_T1D: Tensor) -> None:
         x_THD.copy_(torch.view_as_real(turned).flatten(2))
 
 
-def depths(span: Span) -> list[int]:
+def wanted_rows(span: Span) -> int:
+    """How many of a span's last rows its text needs the results of."""
+    if span.parents is not None or span.generation.params.prompt_logprobs or span.generation.task == "embed":
+        return len(span.tokens)
+    return int(span.last)
+
+
+def depths(start: int, count: int, parents: Sequence[int] | None) -> list[int]:
     """Positions of a span's tokens."""
-    if span.parents is None:
-        return list(range(span.start, span.start + len(span.tokens)))
-    found = [span.start]
-    for parent in span.parents[1:]:
+    if parents is None:
+        return list(range(start, start + count))
+    found = [start]
+    for parent in parents[1:]:
         found.append(found[parent] + 1)
     return found

@@ -17,6 +17,7 @@ from models.spec import ModelSpec
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 Views = Sequence[tuple[Tensor, Tensor]]  # by layer: keys and values [kv_heads, tokens, D]
+Part = tuple[Tensor, Tensor]  # attention over some keys, [kv_heads, group, rows, D], and its log-sum-exp [.., rows, 1]
 
 
 class PagedCache:
@@ -63,37 +64,60 @@ class _Gathered(Sequence):
         return both[: self._kv_heads], both[self._kv_heads :]
 
 
+class StepAttention:
+    """The attention of all rows of a step, each text over its own tokens."""
+
+    def __init__(self, cache: PagedCache, spans: Sequence[Span], dtype: torch.dtype) -> None:
+        self._sizes = [len(span.tokens) for span in spans]
+        self._spans = []
+        for span, rows in zip(spans, self._sizes, strict=True):
+            # A single row's own token has been written and is read with the others.
+            past = cache.read(span.generation, span.start + int(rows == 1))
+            self._spans.append(SpanAttention(past, rows, span.parents, dtype))
+
+    def __call__(self, layer: int, q_TKGD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        """Queries [rows, kv_heads, group, D], keys and values [rows, kv_heads, D]; returns [rows, heads * D]."""
+        if len(self._spans) == 1:
+            return self._spans[0](layer, q_TKGD, k_TKD, v_TKD)
+        rows = (x.split(self._sizes) for x in (q_TKGD, k_TKD, v_TKD))
+        parts = zip(self._spans, *rows, strict=True)
+        return torch.cat([attend(layer, q, k, v) for attend, q, k, v in parts])
+
+
 class SpanAttention:
     """The attention of one span in every layer; what does not depend on the layer is prepared once."""
 
-    def __init__(self, cache: PagedCache, span: Span, dtype: torch.dtype) -> None:
-        self._rows = len(span.tokens)
-        self._mask: Tensor | None = None
-        if self._rows == 1:  # its own token has been written and is read with the others
-            self._past = cache.read(span.generation, span.start + 1)
-            return
-        self._past = cache.read(span.generation, span.start)
-        if span.parents is not None:
-            self._mask = torch.zeros(self._rows, self._rows, dtype=dtype)
-            self._mask.masked_fill_(~ancestors(span.parents), -torch.inf)
+    def __init__(self, past: Sequence[Views], rows: int, parents: Sequence[int] | None, dtype: torch.dtype) -> None:
+        self._past, self._mask = past, None
+        if parents is not None and rows > 1:
+            self._mask = torch.zeros(rows, rows, dtype=dtype)
+            self._mask.masked_fill_(~ancestors(parents), -torch.inf)
 
     def __call__(self, layer: int, q_SKGD: Tensor, k_SKD: Tensor, v_SKD: Tensor) -> Tensor:
         """Queries [rows, kv_heads, group, D] over the past and the step's own keys and values; [rows, heads * D]."""
+        parts = self.over_past(layer, q_SKGD)
+        if len(q_SKGD) > 1:
+            parts.append(self.over_own(q_SKGD, k_SKD, v_SKD))
+        out_KGSD = parts[0][0] if len(parts) == 1 else merged(parts)[0]
+        return out_KGSD.permute(2, 0, 1, 3).reshape(len(q_SKGD), -1)
+
+    def over_past(self, layer: int, q_SKGD: Tensor) -> list[Part]:
+        """For each run of earlier tokens what the queries get of it."""
         rows, kv_heads, group, width = q_SKGD.shape
-        q_KGSD = q_SKGD.permute(1, 2, 0, 3)
-        q_KND = q_KGSD.reshape(1, kv_heads, group * rows, width)
+        q_KND = q_SKGD.permute(1, 2, 0, 3).reshape(1, kv_heads, group * rows, width)
         parts = []
         for run in self._past:
             keys, values = run[layer]
             out, lse = _flash(q_KND, keys[None], values[None], 0.0, False)
             parts.append((out.view(kv_heads, group, rows, width), lse.view(kv_heads, group, rows, 1)))
-        if rows > 1:
-            shape = (kv_heads, group, rows, width)
-            keys, values = (x.transpose(0, 1)[:, None].expand(shape) for x in (k_SKD, v_SKD))
-            out, lse = _flash(q_KGSD, keys, values, 0.0, self._mask is None, attn_mask=self._mask)
-            parts.append((out, lse[..., None]))
-        out_KGSD = parts[0][0] if len(parts) == 1 else _merged(parts)
-        return out_KGSD.permute(2, 0, 1, 3).reshape(rows, -1)
+        return parts
+
+    def over_own(self, q_SKGD: Tensor, k_SKD: Tensor, v_SKD: Tensor) -> Part:
+        """What the queries get of each other's tokens: causal, or a draft's ancestors."""
+        q_KGSD = q_SKGD.permute(1, 2, 0, 3)
+        keys, values = (x.transpose(0, 1)[:, None].expand(q_KGSD.shape) for x in (k_SKD, v_SKD))
+        out, lse = _flash(q_KGSD, keys, values, 0.0, self._mask is None, attn_mask=self._mask)
+        return out, lse[..., None]
 
 
 def ancestors(parents: Sequence[int]) -> Tensor:
@@ -105,7 +129,8 @@ def ancestors(parents: Sequence[int]) -> Tensor:
     return seen
 
 
-def _merged(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    weights = torch.stack([lse for _, lse in parts]).softmax(0)
+def merged(parts: Sequence[Part]) -> Part:
+    """Attention over several disjoint sets of keys from the attention over each."""
+    lses = torch.stack([lse for _, lse in parts])
     outs = torch.stack([out for out, _ in parts])
-    return (outs * weights).sum(0).to(outs.dtype)
+    return (outs * lses.softmax(0)).sum(0).to(outs.dtype), lses.logsumexp(0)
