@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from conf.errors import DataError
 from data.documents import SCHEMA, parquet_writer, read_batches
+from data.fence import working
 from data.files import canonical_json, digest_json, file_digest
 from data.stages import KEY_DIGITS, Unit, finish_unit, finished_unit, record_files
 
@@ -118,6 +119,11 @@ def column_file(columns: str, part: dict[str, Any]) -> str:
 def annotate_unit(work: Unit) -> Unit:
     """Writes the columns of one part that are not there yet; all annotators look at the same batches."""
     steps: list[Unit] = work["steps"]
+    with working(steps[0]):
+        return _annotate(work["part"], steps)
+
+
+def _annotate(part: str, steps: list[Unit]) -> Unit:
     done = [finished_unit(step) for step in steps]
     waiting = [step for step, result in zip(steps, done, strict=True) if result is None]
     if waiting:
@@ -128,7 +134,7 @@ def annotate_unit(work: Unit) -> Unit:
                 stack.enter_context(parquet_writer(path, annotator.SCHEMA))
                 for path, annotator in zip(paths, annotators, strict=True)
             ]
-            for batch in read_batches(work["part"], ["text", *NO_TEXT]):
+            for batch in read_batches(part, ["text", *NO_TEXT]):
                 documents = Documents(batch)
                 for annotator, writer in zip(annotators, writers, strict=True):
                     writer.write_table(_table(annotator, documents))

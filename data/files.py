@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from conf.errors import DataError, ResourceError, SundogError
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the user's quota, the process' limit
 LOCK = ".lock"
 TEMPORARY = ".*.tmp"  # glob of what a killed writer leaves behind
+# Held while a file appears; data/fence.py puts a check there
+APPEARING: ContextVar[Callable[[], AbstractContextManager[None]]] = ContextVar("APPEARING", default=nullcontext)
 
 
 def write_error(path: str | Path, error: OSError) -> SundogError:
@@ -72,7 +75,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            os.replace(temporary, path)
+            with APPEARING.get()():
+                os.replace(temporary, path)
             fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

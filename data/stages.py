@@ -19,12 +19,12 @@ from typing import Any
 
 from conf.errors import DataError
 from conf.schema import RunConfig
+from data.fence import OWNER, owned, working
 from data.files import (
     LOCK,
     TEMPORARY,
     canonical_json,
     digest_json,
-    exclusive,
     file_digest,
     read_json,
     remove_temporaries,
@@ -38,7 +38,7 @@ Unit = dict[str, Any]
 RunUnits = Callable[[str, str, list[Unit]], list[Unit]]
 
 BEGUN = "stage.json"
-OURS = {BEGUN, NAME, LOCK}
+OURS = {BEGUN, NAME, LOCK, OWNER}
 KEY_DIGITS = 16  # hexadecimal, of a unit's fingerprint in the names of its files
 
 
@@ -90,6 +90,7 @@ class Stage:
     keyed: bool = False
     store: bool = False
     markers: set[Path] = field(default_factory=set)  # of the units of this run
+    owner: str = ""  # the token of the command at work in the folder (data.fence)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -109,6 +110,7 @@ class Stage:
             marker = self.folder / "markers" / f"{phase}-{f'{index:05d}' if keys is None else key}.json"
             self.markers.add(marker)
             where = {"folder": str(self.folder), "marker": str(marker), "fingerprint": fingerprint, "key": key}
+            where["owner"] = self.owner
             units.append({**unit, **where})
         return units
 
@@ -123,7 +125,8 @@ def unit(function: Callable[[Unit], Unit]) -> Callable[[Unit], Unit]:
     def run(work: Unit) -> Unit:
         if (done := finished_unit(work)) is not None:
             return done
-        return finish_unit(work, function(work))
+        with working(work):
+            return finish_unit(work, function(work))
 
     return run
 
@@ -173,7 +176,8 @@ def run_stage(stage: Stage, body: Callable[[Stage], tuple[dict[str, Any], dict[s
     holds files of somebody else.
     """
     rule, fix = "one process at a time works on a stage folder", "wait for the other run or choose another data.dir"
-    with exclusive(stage.folder, rule, fix):
+    with owned(stage.folder, rule, fix) as token:
+        stage = replace(stage, owner=token)
         if (finished := _prepare(stage)) is not None:
             return finished
         figures, files = body(stage)
@@ -260,7 +264,7 @@ def clear(folder: Path) -> None:
     """Empties a stage folder: first it stops being complete, last it stops being ours, wherever a kill cuts in."""
     with writing(folder):
         for path in sorted(folder.iterdir(), key=lambda p: (p.name != NAME, p.name == BEGUN)):
-            if path.name == LOCK:
+            if path.name in (LOCK, OWNER):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

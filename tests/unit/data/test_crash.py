@@ -17,6 +17,7 @@ from data.manifest import read_manifest
 from data.order import order
 from data.pack import pack
 from data.stages import serial_units, stage_folders
+from tests.helpers.stage_files import stage_files
 from tests.unit.data.samples import make_config, write_jsonl
 
 DIED = 9
@@ -59,19 +60,6 @@ def run(
     return process.exitcode, counter.value
 
 
-def content(root: Path) -> dict[str, bytes]:
-    """All files of the stages by name; of a manifest everything but its date and the name of the folder."""
-    found = {}
-    for path in sorted((root / "data").rglob("*")):
-        if path.is_file() and path.parent.name != "markers":
-            data = path.read_bytes()
-            if path.name == "manifest.json":
-                manifest = read_manifest(path.parent)
-                data = repr((manifest.fingerprint, manifest.parent, manifest.figures, manifest.files)).encode()
-            found[str(path.relative_to(root))] = data
-    return found
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("corpus") / "c.jsonl", 20)
@@ -83,7 +71,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple
     root = tmp_path_factory.mktemp("undisturbed")
     code, count = run(root, corpus)
     assert code == 0
-    return content(root), count
+    return stage_files(root / "data"), count
 
 
 @pytest.mark.parametrize("share", [0.02, 0.15, 0.3, 0.4, 0.55, 0.7, 0.85, 0.93, 0.99, 1.0])
@@ -96,7 +84,7 @@ def test_death_at_a_file_operation(
     code, again = run(tmp_path, corpus)
     assert code == 0
     assert again < count or share < 0.1  # finished units are not done again
-    assert content(tmp_path) == expected
+    assert stage_files(tmp_path / "data") == expected
 
 
 def test_kills_at_random_moments(tmp_path: Path, corpus: Path, undisturbed: tuple[dict[str, bytes], int]) -> None:
@@ -105,7 +93,7 @@ def test_kills_at_random_moments(tmp_path: Path, corpus: Path, undisturbed: tupl
         code, _ = run(tmp_path, corpus, kill_after=chance.uniform(0.05, 0.8))
         assert code in (0, -9)
     assert run(tmp_path, corpus)[0] == 0
-    assert content(tmp_path) == undisturbed[0]
+    assert stage_files(tmp_path / "data") == undisturbed[0]
 
 
 @pytest.mark.parametrize("stop_at", [3, 30, 90])
@@ -114,7 +102,7 @@ def test_death_while_old_output_is_replaced(tmp_path: Path, corpus: Path, stop_a
     assert run(tmp_path / "two", corpus)[0] == 0
     assert run(tmp_path / "two", corpus, stop_at=stop_at, overwrite=True)[0] == DIED
     assert run(tmp_path / "two", corpus, overwrite=True)[0] == 0
-    assert content(tmp_path / "two") == content(tmp_path / "one")
+    assert stage_files(tmp_path / "two" / "data") == stage_files(tmp_path / "one" / "data")
     folders = stage_folders(make_config(tmp_path / "two", corpus))
     assert read_manifest(folders.packed).lineage[2]["config"]["min_chars"] == 210
 
@@ -143,4 +131,4 @@ def test_no_room_in_the_middle_of_a_file(
     assert list((tmp_path / "data").rglob("*.tmp")) == []
     assert all(path.stat().st_size <= limit for path in (tmp_path / "data").rglob("*") if path.is_file())
     assert run(tmp_path, corpus)[0] == 0
-    assert content(tmp_path) == undisturbed[0]
+    assert stage_files(tmp_path / "data") == undisturbed[0]
