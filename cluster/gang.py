@@ -2,45 +2,39 @@
 
 import os
 import secrets
-import signal
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import RayError
 from ray.util import remove_placement_group
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster import logs
-from cluster.failures import GangStopped, RankFailed, StopForced
-from cluster.placement import place
-from cluster.rendezvous import Seat, environments, one_host, seat_ranks
-from cluster.worker import Outcome, Rank
+from cluster.failures import GangStopped, RankFailed
+from cluster.placement import Sizes, place
+from cluster.processes import await_death, on_hosts
+from cluster.rendezvous import Seat, environments, seat_ranks
+from cluster.watch import STOP_TIMEOUT_SEC, WAIT_SEC, OnEvent, Watch
+from cluster.worker import Rank
 from conf.errors import ResourceError
 from conf.schema import ClusterConfig
 
-OnEvent = Callable[[dict[str, Any]], None]
-
-POLL_SEC = 1.0  # a poll of rank 0 waits this long for an event before it returns without one
-WAIT_SEC = 0.2  # between two looks at the stop request
-GRACE_SEC = 1.5  # after a first failure: a dead process is the cause, a broken connection its effect
-STOP_TIMEOUT_SEC = 300.0  # from a stop request to the end of the step and its checkpoint
-FINISH_TIMEOUT_SEC = 600.0  # from the first rank that has finished to the last
-KILL_TIMEOUT_SEC = 10.0
-CONTROL_THREADS = 4  # run, poll, cancel and dump_stacks at once
+CONTROL_THREADS = 4  # run, poll, cancel and idle at once
 
 
 class Gang:
     """N ranks on one placement group of the connected cluster; a context manager that leaves none behind.
 
-    ``stop()`` returns how often a stop was requested: 1 asks the ranks to checkpoint and end, 2 kills them.
-    A gang runs once. After a failure its processes are gone; start another.
+    It has ``cluster.ranks`` ranks, or as many of ``sizes`` as the cluster has room for; ``patient`` waits for machines
+    that are not there. ``stop()`` returns how often a stop was requested: 1 asks the ranks to checkpoint and end, 2
+    kills them. A gang runs once. After a failure its processes are gone; start another.
     """
 
     def __init__(
@@ -49,12 +43,15 @@ class Gang:
         *,
         name: str = "run",
         log_dir: Path | None = None,
+        sizes: Sizes | None = None,
+        patient: bool = False,
         stop: Callable[[], int] = lambda: 0,
         stop_timeout_sec: float = STOP_TIMEOUT_SEC,
     ) -> None:
         self.seats: list[Seat] = []  # in rank order, once started
         self._cluster, self._name = cluster, f"sundog-{name}-{secrets.token_hex(3)}"
         self._log_dir = log_dir.absolute() if log_dir else None
+        self._sizes, self._patient = sizes or Sizes((cluster.ranks,)), patient
         self._stop, self._stop_timeout = stop, stop_timeout_sec
         self._cancelled = threading.Event()
         self._group: PlacementGroup | None = None
@@ -81,9 +78,11 @@ class Gang:
         return max(int(self._stop()), int(self._cancelled.is_set()))
 
     def _start(self) -> None:
-        cluster = self._cluster
+        self._group, ranks = place(
+            self._cluster, self._sizes, self._name, patient=self._patient, stopping=lambda: self._stops() > 0
+        )
+        cluster = self._cluster = replace(self._cluster, ranks=ranks)
         deadline = time.monotonic() + cluster.start_timeout_sec
-        self._group = place(cluster, self._name, lambda: self._stops() > 0)
         for index in range(cluster.ranks):
             # One rank alone is never restarted: its peers would wait for one that no longer knows them.
             options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": CONTROL_THREADS}
@@ -141,10 +140,20 @@ class Gang:
 
         Raises:
             SundogError: what a rank raised, as it was raised.
-            RankFailed: the first rank that failed otherwise. All ranks are dead by then.
+            RankFailed: the first rank that failed otherwise, or that hangs: it has not used its control for
+                ``cluster.hang_timeout_sec``. The stacks of all ranks that still ran are in their logs.
             StopForced: a stop was asked for twice, or the ranks did not end in time after the first.
         """
-        return _Watch(self, function, config, on_event or (lambda event: None)).results()
+        watch = Watch(
+            self._actors,
+            self.seats,
+            log_dir=self._log_dir,
+            stops=self._stops,
+            stop_timeout_sec=self._stop_timeout,
+            hang_timeout_sec=self._cluster.hang_timeout_sec,
+            on_event=on_event or (lambda event: None),
+        )
+        return watch.results(function, config)
 
     def close(self) -> None:
         """Kill what still runs, wait until it is gone, and free the reservation."""
@@ -155,130 +164,5 @@ class Gang:
             with suppress(RayError, ValueError):
                 remove_placement_group(self._group)
             self._group = None
-        if self.seats and one_host(self.seats) and self.seats[0].ip == ray.util.get_node_ip_address():
-            _await_death([seat.pid for seat in self.seats])
+        on_hosts(self.seats, await_death)
         self._actors = []
-
-
-class _Watch:
-    """One run of a gang, watched from the driver."""
-
-    def __init__(self, gang: Gang, function: str, config: Any, on_event: OnEvent) -> None:
-        self._gang, self._on_event = gang, on_event
-        self._running = {actor.run.remote(function, config): rank for rank, actor in enumerate(gang._actors)}
-        self._poll: Any = gang._actors[0].poll.remote(POLL_SEC)
-        self._done: dict[int, Outcome] = {}
-        self._finish_by = self._stop_by = float("inf")
-
-    def results(self) -> list[Any]:
-        while self._running:
-            refs = [*self._running, *([self._poll] if self._poll is not None else [])]
-            ready, _ = ray.wait(refs, num_returns=1, timeout=WAIT_SEC)
-            if self._poll in ready:
-                self._deliver(again=True)
-            for ref in ready:
-                if ref in self._running:
-                    self._collect(ref)
-            failed = {rank: outcome for rank, outcome in self._done.items() if not outcome.ok}
-            if failed:
-                self._fail(failed)
-            if self._done and self._finish_by == float("inf"):
-                self._finish_by = time.monotonic() + FINISH_TIMEOUT_SEC
-            self._mind_the_clock()
-        self._deliver(again=False)
-        return [self._done[rank].value for rank in range(len(self._done))]
-
-    def _collect(self, ref: Any) -> None:
-        rank = self._running.pop(ref)
-        try:
-            self._done[rank] = ray.get(ref)
-        except RayError as error:
-            reason = getattr(error, "error_msg", "") or str(error)
-            told = next((line.strip() for line in reason.splitlines() if "exit" in line.lower()), "no reason known")
-            self._done[rank] = Outcome(message=f"its process died ({told[:200]})", time=-1.0)
-
-    def _deliver(self, again: bool) -> None:
-        """Hand the events of the outstanding poll to the callback; ``again`` starts the next poll."""
-        try:
-            polls = [self._poll] if self._poll is not None else []
-            if not again:
-                polls.append(self._gang._actors[0].poll.remote(0.0))
-            for poll in polls:
-                for event in ray.get(poll, timeout=KILL_TIMEOUT_SEC):
-                    self._on_event(event)
-            self._poll = self._gang._actors[0].poll.remote(POLL_SEC) if again else None
-        except (RayActorError, GetTimeoutError):
-            self._poll = None  # rank 0 is dead; its run says so
-
-    def _fail(self, failed: dict[int, Outcome]) -> None:
-        """Raise the first failure, after a short wait for one that explains it better."""
-        user_error = next((outcome.error for outcome in failed.values() if outcome.error is not None), None)
-        deadline = time.monotonic() + GRACE_SEC
-        while user_error is None and self._running and all(outcome.time >= 0 for outcome in failed.values()):
-            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=max(deadline - time.monotonic(), 0))
-            if not ready:
-                break
-            rank = self._running[ready[0]]
-            self._collect(ready[0])
-            if not self._done[rank].ok:
-                failed[rank] = self._done[rank]
-                user_error = self._done[rank].error
-        if 0 in self._done and self._done[0].time >= 0:
-            self._deliver(again=False)
-        if user_error is not None:
-            raise user_error
-        rank = min(failed, key=lambda rank: failed[rank].time)
-        self._raise(rank, failed[rank].message, died=failed[rank].time < 0, trace=failed[rank].trace)
-
-    def _raise(self, rank: int, message: str, died: bool, trace: str = "") -> None:
-        gang = self._gang
-        path = logs.log_path(gang._log_dir, rank) if gang._log_dir else None
-        tail = logs.tail(path) or trace.strip()
-        raise RankFailed(rank, gang.seats[rank].host, message, str(path or ""), tail, died)
-
-    def _mind_the_clock(self) -> None:
-        stops, now = self._gang._stops(), time.monotonic()
-        if stops and self._stop_by == float("inf"):
-            self._stop_by = now + self._gang._stop_timeout
-            for actor in self._gang._actors:
-                actor.cancel.remote()
-        if self._running and (stops > 1 or now > self._stop_by):
-            if stops > 1:
-                rule, fix = "asked twice: the ranks were killed before they could checkpoint", "ask once and wait"
-            else:
-                self._dump_stacks()
-                rule = f"the ranks did not end within {self._gang._stop_timeout:g} s and were killed"
-                fix = "their logs say where they were"
-            raise StopForced("stop", "", rule, f"{fix}; the newest complete checkpoint stands, run the command again")
-        if self._running and now > self._finish_by:
-            self._dump_stacks()
-            late = min(self._running.values())
-            self._raise(late, f"did not end within {FINISH_TIMEOUT_SEC:g} s of rank {min(self._done)}", died=False)
-
-    def _dump_stacks(self) -> None:
-        refs = [self._gang._actors[rank].dump_stacks.remote() for rank in self._running.values()]
-        ray.wait(refs, num_returns=len(refs), timeout=KILL_TIMEOUT_SEC)
-
-
-def _await_death(pids: list[int]) -> None:
-    """Wait until the processes are gone, so that a next attempt never writes beside an old one; insist if need be."""
-    deadline = time.monotonic() + KILL_TIMEOUT_SEC
-    pause = threading.Event()
-    insisted = False
-    while remaining := [pid for pid in pids if _runs(pid)]:
-        if time.monotonic() > deadline:
-            if insisted:
-                return
-            for pid in remaining:
-                with suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
-            insisted, deadline = True, time.monotonic() + KILL_TIMEOUT_SEC
-        pause.wait(0.05)
-
-
-def _runs(pid: int) -> bool:
-    """Return whether ``pid`` is a live process that is not a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        return False

@@ -18,6 +18,7 @@ class Seat:
     host: str
     pid: int
     gpus: tuple[str, ...] = ()
+    node: str = ""  # Ray's id of its machine
 
     @property
     def order(self) -> tuple[int, int, tuple[str, ...], int]:

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.connection import connect
+from cluster.elastic import legal_sizes, with_ranks
 from cluster.failures import GangStopped, RankFailed, StopForced
-from cluster.gang import STOP_TIMEOUT_SEC, Gang, OnEvent
+from cluster.gang import Gang
+from cluster.placement import room_to_grow
+from cluster.watch import STOP_TIMEOUT_SEC, OnEvent
 from conf.errors import SundogError
 from conf.schema import RunConfig
 
@@ -54,81 +57,109 @@ def supervise(
     stop: Callable[[], int] = lambda: 0,
     stop_timeout_sec: float = STOP_TIMEOUT_SEC,
 ) -> dict[str, Any]:
-    """Run ``function`` on a gang until it ends; after a failure start another gang, ``cluster.max_restarts`` times.
+    """Run ``function`` on a gang until it ends; after a failure start another gang, at most ``cluster.max_restarts``
+    times without a new checkpoint.
 
-    The function continues from its newest complete checkpoint by itself. ``stop()`` returns how often a stop was
-    requested. Returns what rank 0 returned; a stop before the ranks had begun gives ``{"status": "stopped", "step"}``
-    with the last step that was seen.
+    The function continues from its newest complete checkpoint by itself. With ``cluster.min_ranks`` a gang has as many
+    ranks as the cluster has room for, and one that is too small is replaced at a checkpoint when there is more.
+    ``stop()`` returns how often a stop was requested. Returns what rank 0 returned; a stop before the ranks had begun
+    gives ``{"status": "stopped", "step"}`` with the last step that was seen.
 
     Raises:
         SundogError: what a rank raised; user errors are not tried again.
         RankFailed: the last failure, when no restart is left or the same failure came twice without an event between.
         StopForced: the ranks had to be killed to stop them, or one failed while they were stopping.
     """
-    log = AttemptLog(Path(config.run_dir))
-    show = on_event or (lambda event: None)
-    seen = _Seen(show)
-    previous: RankFailed | None = None
     with connect(config.cluster):
-        for restart in range(config.cluster.max_restarts + 1):
-            log.attempt += 1
-            seen.events = 0
+        return _Supervision(config, function, on_event or (lambda event: None), stop, stop_timeout_sec).run()
+
+
+class _Supervision:
+    def __init__(
+        self, config: RunConfig, function: str, show: OnEvent, stop: Callable[[], int], stop_timeout_sec: float
+    ) -> None:
+        self._config, self._function, self._show = config, function, show
+        self._stop, self._stop_timeout = stop, stop_timeout_sec
+        self._log, self._sizes = AttemptLog(Path(config.run_dir)), legal_sizes(config)
+        self._step = self._events = self._restarts = 0  # last step seen; since the start, since a checkpoint
+        self._grow_to = 0
+        self._previous: RankFailed | None = None
+
+    def run(self) -> dict[str, Any]:
+        while True:
+            self._log.attempt += 1
+            self._events = self._grow_to = 0
             try:
-                return _attempt(config, function, seen, stop, stop_timeout_sec, log)
+                result = self._attempt()
+                if result.get("status") != "stopped" or not self._grow_to or self._stop():
+                    return result
+                self._say(f"growing to {self._grow_to} ranks after step {result.get('step')}")
             except GangStopped:
-                log.write("stopped", step=seen.step)
-                return {"status": "stopped", "step": seen.step}
+                self._log.write("stopped", step=self._step)
+                return {"status": "stopped", "step": self._step}
             except RankFailed as failure:
-                log.write("failed", rank=failure.rank, node=failure.node, message=failure.message, died=failure.died)
-                if stop():
-                    reason = f"rank {failure.rank} failed while stopping: {failure.message}"
-                    fix = "the newest complete checkpoint stands, run the command again"
-                    raise StopForced("stop", "", reason, fix) from failure
-                again = previous is not None and not seen.events and previous.message == failure.message
-                if restart == config.cluster.max_restarts or (again and not failure.died):
-                    raise
-                previous = failure
-                show({"kind": "log", "message": f"{failure.args[0]}"})
-                left = f"restart {restart + 1} of {config.cluster.max_restarts}"
-                show({"kind": "log", "message": f"{left} from the newest complete checkpoint; log: {failure.log_path}"})
+                self._after(failure)
             except SundogError as error:
-                log.write("error", message=str(error))
+                self._log.write("error", message=str(error))
                 raise
-    raise AssertionError("the last attempt returns or raises")
 
+    def _say(self, message: str) -> None:
+        self._show({"kind": "log", "message": message})
 
-class _Seen:
-    """Passes events on, and remembers how many there were and the last step in them."""
+    def _after(self, failure: RankFailed) -> None:
+        """Record a failure, and raise unless another gang may do better."""
+        most = self._config.cluster.max_restarts
+        self._log.write(
+            "failed", rank=failure.rank, node=failure.node, message=failure.message, died=failure.died, step=self._step
+        )
+        if self._stop():
+            reason = f"rank {failure.rank} failed while stopping: {failure.message}"
+            fix = "the newest complete checkpoint stands, run the command again"
+            raise StopForced("stop", "", reason, fix) from failure
+        again = self._previous is not None and not self._events and self._previous.message == failure.message
+        if self._restarts == most or (again and not failure.died):
+            raise failure
+        self._restarts += 1
+        self._previous = failure
+        self._say(f"{failure.args[0]}")
+        left = f"restart {self._restarts} of {most}"
+        self._say(f"{left} from the newest complete checkpoint; log: {failure.log_path}")
 
-    def __init__(self, show: OnEvent) -> None:
-        self._show, self.events, self.step = show, 0, 0
+    def _attempt(self) -> dict[str, Any]:
+        config, begun = self._config, time.monotonic()
+        run_dir = Path(config.run_dir)
+        with Gang(
+            config.cluster,
+            name=run_dir.name,
+            log_dir=run_dir / "logs",
+            sizes=self._sizes,
+            patient=self._previous is not None,
+            stop=self._stop,
+            stop_timeout_sec=self._stop_timeout,
+        ) as gang:
+            ranks = [
+                {"rank": rank, "host": seat.host, "ip": seat.ip, "pid": seat.pid}
+                for rank, seat in enumerate(gang.seats)
+            ]
+            self._log.write("started", ranks=ranks, start_sec=round(time.monotonic() - begun, 3))
+            if len(ranks) < config.cluster.ranks:
+                self._say(f"{len(ranks)} of {config.cluster.ranks} ranks: the cluster has no room for more")
+            run_config = with_ranks(config, len(ranks))
+            result = gang.run(self._function, run_config, lambda event: self._on_event(event, gang))[0]
+            assert isinstance(result, dict), f"{self._function} returned {type(result).__name__}, not a dict"
+            ended = "resized" if self._grow_to and result.get("status") == "stopped" else result.get("status", "done")
+            self._log.write(str(ended), step=result.get("step"))
+            return result
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        self.events += 1
+    def _on_event(self, event: dict[str, Any], gang: Gang) -> None:
+        self._events += 1
         step = event.get("step")
         if isinstance(step, int):
-            self.step = step
+            self._step = step
         self._show(event)
-
-
-def _attempt(
-    config: RunConfig,
-    function: str,
-    on_event: OnEvent,
-    stop: Callable[[], int],
-    stop_timeout_sec: float,
-    log: AttemptLog,
-) -> dict[str, Any]:
-    run_dir = Path(config.run_dir)
-    begun = time.monotonic()
-    with Gang(
-        config.cluster, name=run_dir.name, log_dir=run_dir / "logs", stop=stop, stop_timeout_sec=stop_timeout_sec
-    ) as gang:
-        ranks = [
-            {"rank": rank, "host": seat.host, "ip": seat.ip, "pid": seat.pid} for rank, seat in enumerate(gang.seats)
-        ]
-        log.write("started", ranks=ranks, start_sec=round(time.monotonic() - begun, 3))
-        result = gang.run(function, config, on_event)[0]
-        assert isinstance(result, dict), f"{function} returned {type(result).__name__}, not a dict"
-        log.write(str(result.get("status", "done")), step=result.get("step"))
-        return result
+        if event.get("kind") == "checkpoint":
+            self._restarts = 0
+            if len(gang.seats) < self._config.cluster.ranks and not self._grow_to and not self._stop():
+                self._grow_to = room_to_grow(self._config.cluster, len(gang.seats), self._sizes)
+                if self._grow_to:
+                    gang.cancel()

@@ -17,6 +17,7 @@ import ray
 
 from cluster import logs, rendezvous
 from cluster.names import resolve
+from cluster.processes import STACK_SIGNAL
 from conf.errors import RankLost, SundogError
 
 MAX_EVENTS = 100_000  # kept for a driver that does not come for them; the oldest go first
@@ -33,15 +34,22 @@ class RankControl:
         self._events: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
         self._arrived = threading.Condition()
         self._stop = threading.Event()
+        self._progress = time.monotonic()
 
     def emit(self, event: dict[str, Any]) -> None:
+        self._progress = time.monotonic()
         if self._keep:
             with self._arrived:
                 self._events.append(event)
                 self._arrived.notify()
 
     def stopping(self) -> bool:
+        self._progress = time.monotonic()
         return self._stop.is_set()
+
+    def idle(self) -> float:
+        """Seconds since the rank function last used this control: it does at least once a step."""
+        return time.monotonic() - self._progress
 
     def stop(self) -> None:
         self._stop.set()
@@ -80,7 +88,8 @@ class Rank:
 
     def seat(self, index: int) -> rendezvous.Seat:
         gpus = tuple(str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
-        return rendezvous.Seat(index, ray.util.get_node_ip_address(), socket.gethostname(), os.getpid(), gpus)
+        node = ray.get_runtime_context().get_node_id()
+        return rendezvous.Seat(index, ray.util.get_node_ip_address(), socket.gethostname(), os.getpid(), gpus, node)
 
     def hold_port(self) -> int:
         """Reserve the rendezvous port; rank 0 holds it while it lives."""
@@ -99,6 +108,8 @@ class Rank:
             logs.redirect(
                 logs.log_path(Path(log_dir), rank), f"rank {rank} pid {os.getpid()} on {socket.gethostname()} {started}"
             )
+        # In C and without the interpreter's lock: it answers wherever the rank hangs.
+        faulthandler.register(STACK_SIGNAL, file=2, all_threads=True)
 
     def run(self, function: str, config: Any) -> Outcome:
         """Call ``function(config, control)`` and return how it ended; only a dying process does not return."""
@@ -122,6 +133,5 @@ class Rank:
     def cancel(self) -> None:
         self._control.stop()
 
-    def dump_stacks(self) -> None:
-        """Write the stack of every thread into the log: where a rank that does not stop hangs."""
-        faulthandler.dump_traceback(file=2, all_threads=True)
+    def idle(self) -> float:
+        return self._control.idle()

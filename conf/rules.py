@@ -270,6 +270,12 @@ def _batch(config: RunConfig) -> None:
         )
 
 
+def _cluster(config: RunConfig) -> None:
+    ranks, least = config.cluster.ranks, config.cluster.min_ranks
+    if least > ranks:
+        raise ConfigError("cluster.min_ranks", least, f"at most cluster.ranks = {ranks}", f"cluster.min_ranks={ranks}")
+
+
 def _corpus(config: RunConfig) -> None:
     data = config.data
     if data.source == "path" and not data.path:
@@ -301,7 +307,7 @@ def _paths(config: RunConfig) -> None:
 
 def check(config: RunConfig) -> RunConfig:
     """Return ``config`` unchanged, or raise the first ConfigError that it deserves."""
-    for rule in (_choices, _ranges, _paths, _corpus, _model, _sequence, _batch, _experts):
+    for rule in (_choices, _ranges, _paths, _cluster, _corpus, _model, _sequence, _batch, _experts):
         rule(config)
     check_curation(config.curation)
     return config

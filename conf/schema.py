@@ -195,7 +195,9 @@ class ClusterConfig:
     threads_per_rank: int = 0  # intra-op threads; 0: cpus_per_rank
     placement: str = "PACK"
     start_timeout_sec: float = 180.0
-    max_restarts: int = 3
+    hang_timeout_sec: float = 900.0  # a rank that finishes no step for so long is killed, with its gang
+    max_restarts: int = 3  # in a row, without a new checkpoint between them
+    min_ranks: int = 0  # a smaller cluster continues with as few, a larger one grows up to ranks; 0: always ranks
     workers: int = 0  # actors of a data stage; 0: one a CPU
     object_store_mb: int = 256  # of a local cluster
 

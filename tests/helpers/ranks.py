@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,25 @@ def block(config: Any, control: Any) -> None:
     control.emit({"kind": "log", "message": "blocked", "pid": os.getpid()})
     while True:
         signal.pause()
+
+
+def work_slowly(config: dict[str, Any], control: Any) -> dict[str, Any]:
+    """``config["steps"]`` steps of ``config["sec"]`` seconds, each of which asks whether to stop."""
+    for _ in range(config["steps"]):
+        time.sleep(config["sec"])
+        control.stopping()
+    return {"status": "done", "step": config["steps"]}
+
+
+def give_up_in_rank_0(config: Any, control: Any) -> None:
+    """Rank 0 raises as a collective does that has waited too long; rank 1 never ends."""
+    if _rank() == 0:
+        with tempfile.TemporaryDirectory() as folder:
+            go = Path(folder) / "go"
+            control.emit({"kind": "log", "message": "", "go": str(go)})
+            _await(go.exists)
+        raise RuntimeError("Timed out waiting 60000ms for recv operation to complete")
+    block(config, control)
 
 
 def wait_for_stop(config: Any, control: Any) -> dict[str, Any]:

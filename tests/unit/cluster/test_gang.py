@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import ray
 
 from cluster.failures import RankFailed, StopForced
-from cluster.gang import Gang, _runs
+from cluster.gang import Gang
+from cluster.processes import state
 from conf.errors import DataError, ResourceError
 from conf.schema import ClusterConfig
 
@@ -35,7 +37,7 @@ def test_ranks_get_their_environment_and_meet(cluster: ClusterConfig, tmp_path: 
     assert [result["config"] for result in results] == [{"a": 1}] * 2
     assert not any(result["torch"] for result in results)
     assert [result["pid"] for result in results] == pids
-    assert not any(_runs(pid) for pid in pids)
+    assert not any(state(pid) for pid in pids)
     for rank in (0, 1):
         log = (tmp_path / f"rank-{rank:03d}.log").read_text()
         assert log.startswith(f"--- rank {rank} pid {pids[rank]} on ")
@@ -55,7 +57,7 @@ def test_events_of_rank_0_arrive_in_order_and_completely(cluster: ClusterConfig)
     assert events == [{"kind": "metrics", "step": step, "rank": 0} for step in range(500)]
 
 
-def test_an_event_arrives_while_the_rank_runs(cluster: ClusterConfig, tmp_path: Path) -> None:
+def test_an_event_arrives_while_the_rankstate(cluster: ClusterConfig, tmp_path: Path) -> None:
     with Gang(cluster) as gang:
         heard = tmp_path / "heard"
         assert gang.run(f"{RANKS}:emit_until_heard", {"file": str(heard)}, lambda event: heard.touch()) == ["heard"] * 2
@@ -70,7 +72,7 @@ def test_the_first_failure_ends_the_gang(cluster: ClusterConfig, tmp_path: Path,
     assert failure.log_path == str(tmp_path / "rank-001.log")
     assert "last words" in failure.tail
     assert message in failure.tail
-    assert not any(_runs(seat.pid) for seat in gang.seats)
+    assert not any(state(seat.pid) for seat in gang.seats)
     deadline = time.monotonic() + 30  # Ray's own view of what is free lags
     while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
         assert time.monotonic() < deadline, "the reservation was not given back"
@@ -83,7 +85,7 @@ def test_a_killed_rank_is_noticed_and_named(cluster: ClusterConfig, tmp_path: Pa
     assert (caught.value.rank, caught.value.died) == (1, True)
     assert "its process died" in str(caught.value)
     assert "last words" in caught.value.tail
-    assert not any(_runs(seat.pid) for seat in gang.seats)
+    assert not any(state(seat.pid) for seat in gang.seats)
 
 
 @pytest.mark.parametrize("error", ["lost", "broken"])
@@ -109,7 +111,7 @@ def test_a_second_stop_kills(cluster: ClusterConfig) -> None:
     stops: list[int] = []
     with pytest.raises(StopForced, match="asked twice"), Gang(cluster, stop=lambda: len(stops)) as gang:
         gang.run(f"{RANKS}:block", None, lambda event: stops.extend([1, 2]))
-    assert not any(_runs(seat.pid) for seat in gang.seats)
+    assert not any(state(seat.pid) for seat in gang.seats)
 
 
 def test_ranks_deaf_to_a_stop_are_killed_and_say_where_they_were(cluster: ClusterConfig, tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_ranks_deaf_to_a_stop_are_killed_and_say_where_they_were(cluster: Cluste
         Gang(cluster, log_dir=tmp_path, stop_timeout_sec=0.1) as gang,
     ):
         gang.run(f"{RANKS}:block", None, lambda event: gang.cancel())
-    assert not any(_runs(seat.pid) for seat in gang.seats)
+    assert not any(state(seat.pid) for seat in gang.seats)
     assert "in block" in (tmp_path / "rank-000.log").read_text()
 
 
@@ -130,7 +132,52 @@ def test_a_frozen_rank_is_killed_too(cluster: ClusterConfig) -> None:
     with pytest.raises(RankFailed) as caught, Gang(cluster) as gang:
         gang.run(f"{RANKS}:block", None, freeze)
     assert caught.value.rank == 0
-    assert not any(_runs(seat.pid) for seat in gang.seats)
+    assert not any(state(seat.pid) for seat in gang.seats)
+
+
+def hasty(cluster: ClusterConfig, seconds: float) -> ClusterConfig:
+    return replace(cluster, hang_timeout_sec=seconds)
+
+
+def test_ranks_without_progress_are_killed_and_say_where_they_were(cluster: ClusterConfig, tmp_path: Path) -> None:
+    with pytest.raises(RankFailed, match="no progress for") as caught, Gang(hasty(cluster, 1.5), log_dir=tmp_path) as g:
+        g.run(f"{RANKS}:block", None)
+    assert caught.value.died
+    assert "ranks [0, 1]" in caught.value.message
+    for rank in (0, 1):
+        assert "in block" in (tmp_path / f"rank-{rank:03d}.log").read_text()
+    assert not any(state(seat.pid) for seat in g.seats)
+
+
+def test_progress_is_what_keeps_the_watchdog_quiet(cluster: ClusterConfig) -> None:
+    with Gang(hasty(cluster, 1.5)) as gang:
+        results = gang.run(f"{RANKS}:work_slowly", {"steps": 12, "sec": 0.3})
+    assert [result["step"] for result in results] == [12, 12]
+
+
+def test_the_frozen_rank_is_named_and_says_where_it_was(cluster: ClusterConfig, tmp_path: Path) -> None:
+    def freeze(event: dict[str, Any]) -> None:
+        os.kill(gang.seats[1].pid, signal.SIGSTOP)
+
+    with (
+        pytest.raises(RankFailed, match="stopped by a signal") as caught,
+        Gang(hasty(cluster, 2), log_dir=tmp_path) as gang,
+    ):
+        gang.run(f"{RANKS}:block", None, freeze)
+    assert (caught.value.rank, caught.value.died) == (1, True)
+    for rank in (0, 1):
+        assert "in block" in (tmp_path / f"rank-{rank:03d}.log").read_text()
+    assert not any(state(seat.pid) for seat in gang.seats)
+
+
+def test_the_frozen_rank_is_blamed_not_the_one_that_gives_up_waiting(cluster: ClusterConfig) -> None:
+    def freeze(event: dict[str, Any]) -> None:
+        os.kill(gang.seats[1].pid, signal.SIGSTOP)
+        Path(event["go"]).touch()
+
+    with pytest.raises(RankFailed) as caught, Gang(cluster) as gang:
+        gang.run(f"{RANKS}:give_up_in_rank_0", None, freeze)
+    assert (caught.value.rank, caught.value.died) == (1, True)
 
 
 def test_more_ranks_than_cpus_is_an_error_with_a_table() -> None:
