@@ -14,6 +14,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from conf.errors import EXIT_BUG, EXIT_TERMINATED
 
 STATUS_POLL_SEC = 0.5
+LOST = "JOB_SUPERVISOR_ACTOR_DIED"  # Ray's word for a job whose own process, or machine, is gone
 CODE_LINE = re.compile(r"^\[sundog exit code (\d+)\]$", re.MULTILINE)
 
 
@@ -23,6 +24,7 @@ class Follow:
     def __init__(
         self, client: JobSubmissionClient, job: str, on_line: Callable[[str], None], stop: Callable[[], int]
     ) -> None:
+        self.lost = False  # whether the job ended without its command's exit code: Ray lost it
         self._client, self._job, self._on_line, self._stop = client, job, on_line, stop
         self._chunks: queue.Queue[str | None] = queue.Queue()
         self._partial, self._received = "", 0
@@ -96,5 +98,6 @@ class Follow:
             return self._code
         if details.status == JobStatus.STOPPED:
             return EXIT_TERMINATED
+        self.lost = details.error_type == LOST
         self._on_line(f"the job {details.status.value.lower()}: {details.message}")
         return os.EX_OK if details.status == JobStatus.SUCCEEDED else EXIT_BUG

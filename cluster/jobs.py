@@ -4,6 +4,7 @@ import json
 import logging
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +18,15 @@ from cluster.connection import check_address, split_address
 from cluster.follow import Follow
 from cluster.local_head import local_head
 from cluster.upload import runtime_environment
-from conf.errors import ConfigError, ResourceError
+from conf.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ConfigError, ResourceError
 from conf.rules import nearest
 from conf.schema import ClusterConfig
 
 MODULE = "launch"
 REVISION_VARIABLE = "SUNDOG_GIT_REVISION"  # what a run records as its code, where the job's copy has no .git
+RESTARTS = 3  # of a command that a signal has killed, in a row, each within REST_SEC; and of a job that Ray has lost
+REST_SEC = 60
+LOST_PAUSE_SEC = 3.0  # Ray ends the command of a job that it has lost within a second
 STOP_WAIT_SEC = 300  # a stopped job may finish its step and write its checkpoint; Ray's own default is 3
 LOUD = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")  # uploads, closed sockets
 
@@ -38,6 +42,8 @@ class JobServer:
     def run(self, argv: list[str], *, on_line: Callable[[str], None], stop: Callable[[], int] = lambda: 0) -> int:
         """Run ``python -m launch *argv`` as a job, follow it to its end and return its exit code.
 
+        A command that a signal kills is started again by the job; a job that Ray has lost (its supervisor died, with
+        its machine say) is submitted again. Commands go on where they were, so nothing is done twice.
         ``stop() > 0``, or KeyboardInterrupt, stops the job, which then has 5 minutes to checkpoint.
         """
         if self.folder is None:
@@ -45,9 +51,16 @@ class JobServer:
         else:
             line = f"cd {shlex.quote(str(self.folder))} && {{ {_entrypoint(argv, sys.executable)}; }}"
         facts = {"command": shlex.join(argv), "revision": self.runtime_env["env_vars"].get(REVISION_VARIABLE, "")}
-        job = self.client.submit_job(entrypoint=line, runtime_env=self.runtime_env, metadata=facts)
-        on_line(f"job {job}")
-        return Follow(self.client, job, on_line, stop).exit_code()
+        for left in reversed(range(RESTARTS + 1)):
+            job = self.client.submit_job(entrypoint=line, runtime_env=self.runtime_env, metadata=facts)
+            on_line(f"job {job}")
+            follow = Follow(self.client, job, on_line, stop)
+            code = follow.exit_code()
+            if not (follow.lost and left) or stop():
+                return code
+            on_line("the job was lost, not its command's work: submitting it again")
+            time.sleep(LOST_PAUSE_SEC)
+        raise AssertionError("the last job returns")
 
     def cpus(self) -> float:
         """The CPUs of all live nodes."""
@@ -121,10 +134,19 @@ def _variables(env: Mapping[str, str] | None) -> dict[str, str]:
 def _entrypoint(argv: list[str], python: str) -> str:
     """Return the job's shell line. It reports the exit code in the log, also of a job that was stopped.
 
-    Ray sends SIGTERM to the shell too, which must outlive the command to report; a trap does that.
+    Ray sends SIGTERM to the shell too, which must outlive the command to report; a trap does that. A command that died
+    by a signal (exit code above 128), other than one that asks to end, is run again.
     """
     command = shlex.join([python, "-m", MODULE, *_without_address(argv)])
-    return f'trap : TERM INT; {command}; code=$?; echo "[sundog exit code $code]"; exit $code'
+    return (
+        f"stopped=; left={RESTARTS}; trap 'stopped=1' TERM INT; "
+        f"while :; do began=$(date +%s); {command}; code=$?; "
+        f'if [ $code -le 128 ] || [ $code = {EXIT_INTERRUPTED} ] || [ $code = {EXIT_TERMINATED} ] || [ "$stopped" ]; '
+        f"then break; fi; "
+        f"if [ $(($(date +%s) - began)) -gt {REST_SEC} ]; then left={RESTARTS}; fi; "
+        f'if [ $left = 0 ]; then break; fi; left=$((left - 1)); echo "killed ($code): running it again"; '
+        f'done; echo "[sundog exit code $code]"; exit $code'
+    )
 
 
 def _without_address(argv: list[str]) -> list[str]:

@@ -126,14 +126,23 @@ class Checkpoints:
     def rank(self) -> int:
         return dist.get_rank(self.group)
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: dict[str, Any],
+        first: Callable[[], None] = lambda: None,
+    ) -> Path:
         """Write the checkpoint after ``state["step"]`` optimizer steps and drop those beyond ``keep``. Collective.
+
+        ``first`` makes durable what the checkpoint presumes.
 
         Raises:
             ResourceError: a rank could not write (on all ranks); older checkpoints are untouched.
         """
         final = step_folder(self.folder, int(state["step"]))
         beside = final.with_name(final.name + TEMPORARY)
+        self._together(first, final)
         self._together(lambda: self._prepare(beside), final)
         self._together(lambda: self._write_tensors(model, optimizer, beside), final)
         own = self._together(lambda: digests(sorted(beside.glob(f"__{self.rank}_*.distcp"))), final)

@@ -18,7 +18,10 @@ class Control(Protocol):
         ...
 
     def stopping(self) -> bool:
-        """Return whether the run should checkpoint and end. May differ between ranks; they agree once a step."""
+        """Return whether the run should checkpoint and end. May differ between ranks; they agree once a step.
+
+        Asking is also the sign of progress that a watchdog waits for.
+        """
         ...
 
 

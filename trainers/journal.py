@@ -1,12 +1,14 @@
 """Records by step as JSON lines: one line an optimizer step, whatever was killed in between. No torch."""
 
+import errno
 import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from data.files import atomic_path
 
@@ -46,26 +48,48 @@ class Journal:
             kept = {record["step"]: record for record in read_journal(path) if record["step"] <= resume_step}
             with atomic_path(path) as beside:
                 beside.write_text("".join(_line(kept[step]) for step in sorted(kept)), encoding="utf-8")
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._unwritten = b""  # lines, or the rest of one, for which the disk had no room
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append the record of ``step`` (optimizer steps done) and hand it to the operating system.
 
-        Numbers that JSON lacks (a loss that is not finite) become null.
+        Numbers that JSON lacks (a loss that is not finite) become null. On a full disk the line waits in memory.
         """
         finite = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        self._file.write(_line({"step": step, "time": round(time.time(), 3), **finite}))
-        self._file.flush()
+        self._unwritten += _line({"step": step, "time": round(time.time(), 3), **finite}).encode()
+        with _full_disk_may_pass():
+            self._drain()
+
+    def _drain(self) -> None:
+        while self._unwritten:
+            self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
 
     def sync(self) -> None:
-        """Make what was written durable; called before a checkpoint is declared complete."""
-        os.fsync(self._file.fileno())
+        """Make what was written durable; called before a checkpoint is declared complete.
+
+        Raises:
+            OSError: the disk has no room for it.
+        """
+        self._drain()
+        os.fsync(self._file)
 
     def close(self) -> None:
-        self._file.close()
+        with _full_disk_may_pass():
+            self._drain()
+        os.close(self._file)
+
+
+@contextmanager
+def _full_disk_may_pass() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def _line(record: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from conf.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, DataError, SundogError
+from conf.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, DataError, ResourceError, SundogError
 from conf.rules import check, mesh_sizes
 from conf.schema import RunConfig
 from data.loader import Loader
@@ -52,6 +52,8 @@ from trainers.step import to_local, train_step
 from trainers.throughput import Meter
 from trainers.timeline import exposed, save_timeline
 from trainers.tracking import require_tracker, run_id
+
+MAX_UNSAVED = 3  # checkpoints in a row that may fail before the run ends
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def train(config: RunConfig, control: Control, runtime: Runtime, parts: Parts, s
     """The loop, from ``state`` on; returns what :func:`run` returns."""
     trainer, mesh, loader = config.trainer, parts.mesh, parts.corpus.loader
     resumed_from = saved_at = state.step
-    stopped = False
+    stopped, unsaved = False, 0
     once = _similarity(parts.corpus.shards) if state.step == 0 else {}  # metrics of the next record only
     while state.step < trainer.steps and not stopped:
         parts.meter.start()
@@ -147,8 +149,14 @@ def train(config: RunConfig, control: Control, runtime: Runtime, parts: Parts, s
         stopped = any_stopping(control.stopping(), runtime.device)
         once = {}
         if stopped or _due(state.step, trainer.checkpoint_every, trainer.steps):
-            once = _save(parts, state)
-            saved_at = state.step
+            try:
+                once = _save(parts, state)
+                saved_at, unsaved = state.step, 0
+            except ResourceError as error:  # on all ranks alike; disks fill up and are emptied again
+                unsaved += 1
+                if stopped or state.step == trainer.steps or unsaved > MAX_UNSAVED:
+                    raise
+                parts.observer.log(f"WARNING: no checkpoint after step {state.step}, training goes on: {error.rule}")
     return {
         "status": "done" if state.step >= trainer.steps else "stopped",
         "step": state.step,
@@ -178,8 +186,8 @@ def _evaluate(config: RunConfig, runtime: Runtime, parts: Parts, state: TrainSta
 def _save(parts: Parts, state: TrainState) -> dict[str, float]:
     """Write a checkpoint after the records that lead to it, and return what it cost."""
     started = time.perf_counter()
-    parts.observer.before_checkpoint()
-    path = parts.checkpoints.save(parts.model, parts.optimizer, parts.writer.to_json(state))
+    record = parts.writer.to_json(state)
+    path = parts.checkpoints.save(parts.model, parts.optimizer, record, first=parts.observer.before_checkpoint)
     parts.observer.checkpoint(state.step, path)
     return {"time/checkpoint_sec": time.perf_counter() - started}
 
