@@ -7,7 +7,7 @@ wait until then. What the sockets below really do takes less time and is not see
 
 import fcntl
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,18 +101,21 @@ class PacedChannel:
 
     def __init__(self, inner: Channel, pace: Pace) -> None:
         self._inner, self._pace = inner, pace
-        self._left = 0.0  # when the last of what was sent has left
+        self._left: deque[float] = deque()  # when the last of each lot has left
 
     def receive(self, peer: int, tensors: Sequence[Any]) -> list[Arrival]:
         return [_PacedArrival(arrival, self._pace, peer) for arrival in self._inner.receive(peer, tensors)]
 
     def send(self, parcels: Parcels) -> None:
+        left = 0.0
         for peer, tensor in parcels:
             number = self._pace.number(self._pace.rank, peer)
             due = self._pace.bucket.reserve(self._pace.rank, peer, tensor.nbytes, number)
-            self._left = max(self._left, due)
+            left = max(left, due)
+        self._left.append(left)
         self._inner.send(parcels)
 
-    def finish_sends(self) -> None:
-        self._inner.finish_sends()
-        self._pace.bucket.wait_until(self._left)
+    def finish_sends(self, keep: int = 0) -> None:
+        self._inner.finish_sends(keep)
+        while len(self._left) > keep:
+            self._pace.bucket.wait_until(self._left.popleft())

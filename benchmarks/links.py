@@ -1,6 +1,6 @@
 """Sequence-parallel attention on links of a set bandwidth: all strategies and their peers, side by side.
 
-    python -m benchmarks.links [--quick] [--json FILE] [--mbit RATE] [--rounds N] [--bucket]
+    python -m benchmarks.links [--quick | --goals] [--json FILE] [--mbit RATE] [--rounds N] [--bucket]
 
 Ranks are gloo processes in network namespaces of this machine (:mod:`benchmarks.netns`; needs root), joined as ports of
 a switch, as a ring or as a full mesh of full-duplex links. The rate is low, so that links and not the cores decide:
@@ -83,20 +83,44 @@ class Cell:
         return Widths(1, self.head_dim, self.head_dim, element_bytes=4)
 
 
-def _multi_head(topology: str, ranks: int = 8, **rest: Any) -> Cell:
-    return Cell(topology, ranks, 2048, 2048, heads=8, kv_heads=8, head_dim=32, **rest)
+def _multi_head(topology: str, ranks: int = 8, strategies: tuple[str, ...] = ()) -> Cell:
+    return Cell(topology, ranks, 64 * ranks, 64 * ranks, heads=8, kv_heads=8, head_dim=128, strategies=strategies)
 
 
-def _cached(topology: str) -> Cell:
-    return Cell(topology, 4, 256, 4096, heads=16, kv_heads=4, head_dim=32, directions=("forward",))
+def _cached(topology: str, strategies: tuple[str, ...] = ()) -> Cell:
+    return Cell(topology, 4, 256, 4096, 16, 4, head_dim=32, strategies=strategies, directions=("forward",))
 
 
 QUICK = [Cell("ring", 4, 1024, 1024, 4, 4, 32, strategies=("ring", "token_ring", "bidirectional_query"))]
 FULL = [
     *(_multi_head(topology) for topology in netns.TOPOLOGIES),
     *(_cached(topology) for topology in netns.TOPOLOGIES),
-    Cell("mesh", 4, 2048, 2048, heads=4, kv_heads=4, head_dim=64),
+    _multi_head("mesh", 4),
     *(Cell(topology, 4, 2048, 2048, heads=16, kv_heads=4, head_dim=32) for topology in netns.TOPOLOGIES),
+]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How many times faster than torch's ring a cell's strategies are to be, forward and backward."""
+
+    cell: Cell
+    forward: tuple[str, float]
+    backward: tuple[str, float] = ("", 0.0)
+
+
+def _goal(topology: str, forward: tuple[str, float], backward: tuple[str, float], ranks: int = 8) -> Goal:
+    names = tuple(dict.fromkeys((forward[0], backward[0])))
+    return Goal(_multi_head(topology, ranks, names), forward, backward)
+
+
+GOALS = [
+    _goal("ring", ("bidirectional_ring", 1.9), ("bidirectional_query", 2.8)),
+    _goal("port", ("tile:4", 1.5), ("tile:4", 2.0)),
+    _goal("mesh", ("allgather", 4.5), ("allgather_query", 6.0)),
+    _goal("mesh", ("token_ring", 1.15), ("token_ring", 1.7), ranks=4),
+    Goal(_cached("port", ("token_ring",)), ("token_ring", 4.0)),
+    Goal(_cached("ring", ("bidirectional_query",)), ("bidirectional_query", 7.0)),
 ]
 
 
@@ -123,8 +147,9 @@ def ours(cell: Cell) -> tuple[str, ...]:
     return cell.strategies or plain + tiles
 
 
-def _variants(cell: Cell, rank: int, with_peers: bool) -> dict[str, Variant]:
-    """What is timed, by name; ours and peers' results are compared with attention in one process first.
+def _variants(cell: Cell, rank: int, peer_count: int) -> dict[str, Variant]:
+    """What is timed, by name; ours and peers' results are compared with attention in one process first. The first of
+    the peers is torch's ring.
 
     Raises:
         AssertionError: a strategy of ours is wrong. A peer that is wrong is timed all the same, under a name that says
@@ -149,8 +174,9 @@ def _variants(cell: Cell, rank: int, with_peers: bool) -> dict[str, Variant]:
             )
 
         found[name] = peers.autograd(attention, q, k, v, d_out)
-    if with_peers:
+    if peer_count > 0:
         found[BASELINE] = peers.torch_ring(q, k, v, d_out, "alltoall")
+    if peer_count > 1:
         found["torch allgather"] = peers.torch_ring(q, k, v, d_out, "allgather")
         found["ring-attention-pytorch"] = peers.ring_attention_pytorch(q, k, v, d_out)
     variants: dict[str, Variant] = {}
@@ -205,11 +231,11 @@ def _keep_pace(bucket: Path, cell: Cell, mbit: float, rank: int) -> None:
 
 
 def _rank(
-    rank: int, world_size: int, cell: Cell, mbit: float, rounds: int, bucket: Path | None
+    rank: int, world_size: int, cell: Cell, mbit: float, rounds: int, peer_count: int, bucket: Path | None
 ) -> dict[str, dict[str, Measured]]:
     if bucket is not None:
         _keep_pace(bucket, cell, mbit, rank)
-    variants = _variants(cell, rank, with_peers=bucket is None)
+    variants = _variants(cell, rank, peer_count if bucket is None else 0)
     found: dict[str, dict[str, Measured]] = {}
     for direction in cell.directions:
         calls = {name: getattr(variant, direction) for name, variant in variants.items()}
@@ -260,17 +286,21 @@ def _formula_error(cell: Cell, name: str, direction: str, ranks: list[Measured])
     return max(abs(payload - loads[link]) for link, payload in counted) / max(loads)
 
 
-def _on_ranks(cell: Cell, mbit: float, rounds: int, bucket: bool) -> list[dict[str, dict[str, Measured]]]:
+def _on_ranks(
+    cell: Cell, mbit: float, rounds: int, peer_count: int, bucket: bool
+) -> list[dict[str, dict[str, Measured]]]:
     if bucket:
         with tempfile.TemporaryDirectory(prefix="links-") as folder:
-            return run_distributed(_rank, cell.ranks, cell, mbit, rounds, Path(folder, "bucket"), timeout=900)
+            settings = (cell, mbit, rounds, 0, Path(folder, "bucket"))
+            return run_distributed(_rank, cell.ranks, *settings, timeout=900)
     with netns.Network(cell.topology, cell.ranks, mbit) as network:
-        return run_distributed(_rank, cell.ranks, cell, mbit, rounds, None, timeout=900, prepare=network.seat)
+        settings = (cell, mbit, rounds, peer_count, None)
+        return run_distributed(_rank, cell.ranks, *settings, timeout=900, prepare=network.seat)
 
 
-def measure(cell: Cell, mbit: float, rounds: int, bucket: bool = False) -> list[Row]:
+def measure(cell: Cell, mbit: float, rounds: int, peer_count: int = 3, bucket: bool = False) -> list[Row]:
     """Build the network, run all variants, take it down."""
-    by_rank = _on_ranks(cell, mbit, rounds, bucket)
+    by_rank = _on_ranks(cell, mbit, rounds, peer_count, bucket)
     baseline = "ring" if bucket else BASELINE
     rows: list[Row] = []
     for direction in cell.directions:
@@ -306,9 +336,23 @@ def show(rows: list[Row]) -> None:
                 )
 
 
+def judge(goal: Goal, rows: list[Row]) -> str:
+    """What a goal asks for beside what was measured."""
+    lines: list[str] = []
+    for direction in goal.cell.directions:
+        name, least = getattr(goal, direction)
+        row = next(row for row in rows if (row.direction, row.variant) == (direction, name))
+        verdict = "reached" if row.ratio >= least else "missed"
+        lines.append(f"  {verdict}: {name} {direction} {row.ratio:.2f} times as fast as {BASELINE}, wanted {least:g}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Sequence-parallel attention on links of a set bandwidth")
-    parser.add_argument("--quick", action="store_true", help="one small cell")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help="one small cell")
+    which.add_argument("--goals", action="store_true", help="the best strategy of each kind of links, beside its goal")
+    parser.add_argument("--topology", choices=netns.TOPOLOGIES, help="only cells on these links")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     parser.add_argument("--mbit", type=float, default=20.0, help="Mbit/s of every link, each way")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each variant")
@@ -317,15 +361,22 @@ def main() -> None:
     )
     options = parser.parse_args()
     reason = netns.available()
+    if options.goals and (reason or options.bucket):
+        parser.exit(3, f"the goals compare with {BASELINE}, which needs shaped links: {reason or 'leave --bucket'}\n")
     if reason and not options.bucket:
         print(f"no network namespaces ({reason}): a token bucket in the channel keeps the links, peers are left out")
     if importlib.util.find_spec("ring_attention_pytorch") is None:
         print(peers.INSTALL)
     rows: list[Row] = []
-    for cell in QUICK if options.quick else FULL:
-        found = measure(cell, options.mbit, options.rounds, bucket=options.bucket or bool(reason))
-        show(found)
-        rows += found
+    goals = {goal.cell: goal for goal in GOALS if options.goals}
+    for cell in goals or (QUICK if options.quick else FULL):
+        if options.topology in (None, cell.topology):
+            peer_count = 1 if cell in goals else 3
+            found = measure(cell, options.mbit, options.rounds, peer_count, options.bucket or bool(reason))
+            show(found)
+            rows += found
+            if cell in goals:
+                print(judge(goals[cell], found))
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 

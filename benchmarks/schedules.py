@@ -28,6 +28,7 @@ SHOWN: dict[str, Kind] = {
     "bidirectional_ring": "ring",
     "token_ring": "mesh",
     "bidirectional_query": "ring",
+    "allgather_query": "mesh",
     "tile": "port",
     "ulysses": "port",
 }

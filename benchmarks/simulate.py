@@ -22,10 +22,11 @@ from parallel.layout import contiguous
 from parallel.plan.cost import predict, weigh
 from parallel.plan.replay import Machine
 from parallel.plan.topology import Speed, Topology
-from parallel.ring import allgather, bidirectional_query, bidirectional_ring, hybrid, ring, tile, token_ring, ulysses
+from parallel.ring import hybrid, ring, tile, ulysses
 from parallel.ring.problem import Need, Problem, Segments, make_problem
 from parallel.ring.schedule import Direction, Schedule
 from parallel.ring.traffic import Widths
+from parallel.strategies import BUILDS
 
 ISLAND = 8
 SWITCH = Speed(400e9, 5e-6)  # bytes/s each way of a GPU's port to the switch of its island; seconds a message
@@ -64,8 +65,8 @@ def builds(ranks: int, shape: Shape) -> dict[str, Build]:
     """Strategies worth a look: the plain ones, tiles, and head splits inside an island."""
     found: dict[str, Build] = {"ring": ring.build}
     if ranks <= ALL_RANKS:
-        modules = (bidirectional_ring, token_ring, bidirectional_query, allgather)
-        found |= {module.__name__.rpartition(".")[2]: module.build for module in modules}
+        names = ("bidirectional_ring", "token_ring", "bidirectional_query", "allgather", "allgather_query")
+        found |= {name: BUILDS[name] for name in names}
     rows = (2, 4, 8, 16, 32) if ranks <= ALL_RANKS else (ISLAND, 32)
     found |= {f"tile:{row}": partial(tile.build, row=row) for row in rows if ranks % row == 0 and row < ranks}
     if ranks <= shape.kv_heads:

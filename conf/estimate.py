@@ -110,17 +110,17 @@ def memory_per_rank(config: RunConfig, vocab_size: int) -> Memory:
 
 def ring_buffer_bytes(config: RunConfig) -> int:
     """Bytes in flight of sequence parallelism on one rank: two blocks each way, whatever the number of ranks; only
-    ``allgather`` keeps the keys of all of them."""
+    ``allgather`` and ``allgather_query`` keep what they fetch from all of them."""
     mesh, model = mesh_sizes(config), config.model
     if mesh.cp == 1:
         return 0
     width = 2 if config.trainer.precision == "bf16" else 4
     head_dim = model.head_dim or model.dim // model.heads
     tokens = micro_batch(config) * config.data.context // mesh.cp
+    blocks = mesh.cp - 1 if config.sequence.strategy in ("allgather", "allgather_query") else 1
     if config.sequence.strategy in KEYS_TRAVEL:
-        blocks = mesh.cp - 1 if config.sequence.strategy == "allgather" else 1
         return blocks * tokens * 2 * model.kv_heads * head_dim * (2 * width + 2 * 4)
-    return tokens * model.heads * (head_dim * (4 * width + 2 * 4) + 4 * 4)
+    return blocks * tokens * model.heads * (head_dim * (4 * width + 2 * 4) + 4 * 4)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ STRATEGIES = (
     "ulysses",
     "hybrid",
     "allgather",
+    "allgather_query",
 )
 
 CHOICES: dict[str, tuple[str, ...]] = {

@@ -33,6 +33,7 @@ BUILDS: dict[str, Build] = {
     "ulysses": ulysses.build,
     "hybrid": partial(hybrid.build, inner=ring.build),
     "allgather": allgather.build,
+    "allgather_query": partial(allgather.build, side="query"),
 }
 
 

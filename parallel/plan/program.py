@@ -8,18 +8,19 @@ import numpy as np
 
 from parallel.plan.topology import Floats, Ints
 from parallel.ring.problem import Heads, Segments
-from parallel.ring.schedule import INPUTS, Compute, Kind, Message, Schedule
+from parallel.ring.schedule import INPUTS, Compute, Kind, Message, Schedule, exchange
 
 SENT, COMPUTED, MERGED = 0, 1, 2  # at which point of a step a received message is waited for
 
 
 @dataclass(frozen=True)
 class Program:
-    """Messages in the order of their steps; every array has one entry a message, or ``[steps, ranks]``."""
+    """Messages in the order of their exchanges; every array has one entry a message, or ``[steps, ranks]``."""
 
     ranks: int
     steps: int
-    step: Ints  # in which a message is sent
+    window: int  # see Schedule.window
+    exchange: Ints  # in which a message is sent: twice its step, and one more for inputs
     source: Ints
     target: Ints
     size: Floats  # bytes
@@ -129,10 +130,11 @@ def compile_schedule(
                 holds.compute(block, index, schedule.direction == "backward")
             for message in step.receives:
                 needed, point, last = uses.of_message(message, index)
-                rows.append((index, message.peer, rank, weight(message), needed, point))
+                rows.append((exchange(index, message), message.peer, rank, weight(message), needed, point))
                 holds.arrive(message, weight(message), index, last)
     rows.sort()
     columns = list(zip(*rows, strict=True)) if rows else [()] * 6
-    step, source, target, needed, point = (np.array(columns[i], np.int64) for i in (0, 1, 2, 4, 5))
+    number, source, target, needed, point = (np.array(columns[i], np.int64) for i in (0, 1, 2, 4, 5))
     size = np.array(columns[3], float)
-    return Program(ranks, steps, step, source, target, size, needed, point, flops, blocks, held)
+    messages = number, source, target, size, needed, point
+    return Program(ranks, steps, schedule.window, *messages, flops, blocks, held)

@@ -1,9 +1,10 @@
 """Replays a program on a topology: when every rank ends every step, and what the links carry.
 
-The rules are the engine's: a rank starts a step when what it sent in the step before has left, posts its receives,
-waits for inputs that it passes on, sends, waits for the inputs of its blocks, computes, and waits for the sums that it
-merges. Messages of one step that share a link share its bandwidth, so each takes as long as the fullest link on its
-way needs for all of them; a transfer begins when both ends have posted it.
+The rules are the engine's: an exchange of a step, of sums and then of inputs, begins when what was sent in the one
+before of its sort has left; a rank posts its receives, waits for inputs that it passes on, sends, waits for the inputs
+of its blocks, computes, and waits for the sums that it merges. Messages of one exchange that share a link share its
+bandwidth, so each takes as long as the fullest link on its way needs for all of them; a transfer begins when both ends
+have posted it and its links have carried what earlier exchanges gave them.
 """
 
 from dataclasses import dataclass
@@ -26,11 +27,8 @@ class Machine:
 class Replay:
     """Seconds by step and rank, and bytes by link."""
 
-    start: Floats  # [steps, ranks] receives posted
-    sent: Floats  # [steps, ranks] sends posted
     computing: Floats  # [steps, ranks] inputs at hand
     computed: Floats  # [steps, ranks]
-    end: Floats  # [steps, ranks] received sums merged
     arrival: Floats  # [messages]
     begin: Floats  # [messages]
     link_bytes: Floats  # [links] in all
@@ -60,30 +58,36 @@ def _transfer(size: Floats, paths: Ints, bandwidth: Floats) -> Floats:
 def replay(program: Program, topology: Topology, machine: Machine) -> Replay:
     """Follow all ranks step by step."""
     shape = (program.steps, program.ranks)
-    start, sent, computing, computed, end = (np.zeros(shape) for _ in range(5))
+    computing, computed = np.zeros(shape), np.zeros(shape)
     arrival, begin = np.zeros(len(program.size)), np.zeros(len(program.size))
     # For each point of each step the arrivals that it waits for, filled in as messages are sent.
     awaited = np.zeros((3, *shape))
-    left = np.zeros(program.ranks)  # when what a rank sent last has left
+    before = 2 * program.window
+    left = np.zeros((2 * program.steps + before, program.ranks))  # when what a rank sent in an exchange has left
+    free = np.zeros(len(topology.bandwidth))  # when a link has carried what earlier exchanges gave it
     clock = np.zeros(program.ranks)
     compute = program.flops / machine.flops + program.blocks * machine.block
     paths = topology.paths(program.source, program.target)
     latency = topology.latency(program.source, program.target)
-    bounds = np.searchsorted(program.step, np.arange(program.steps + 1))
+    bounds = np.searchsorted(program.exchange, np.arange(2 * program.steps + 1))
     for index in range(program.steps):
-        here = slice(bounds[index], bounds[index + 1])
-        source, target = program.source[here], program.target[here]
-        start[index] = np.maximum(clock, left)
-        sent[index] = np.maximum(start[index], awaited[SENT, index])
-        begin[here] = np.maximum(sent[index, source], start[index, target])
-        arrival[here] = begin[here] + latency[here] + _transfer(program.size[here], paths[here], topology.bandwidth)
-        np.maximum.at(awaited, (program.point[here], program.needed[here], target), arrival[here])
-        left = np.zeros(program.ranks)
-        np.maximum.at(left, source, arrival[here])
-        computing[index] = np.maximum(sent[index], awaited[COMPUTED, index])
+        for number in (2 * index, 2 * index + 1):
+            here = slice(bounds[number], bounds[number + 1])
+            source, target, links = program.source[here], program.target[here], paths[here]
+            posted = clock = np.maximum(clock, left[number])
+            if number % 2:
+                clock = np.maximum(clock, awaited[SENT, index])
+            start = np.maximum(np.maximum(clock[source], posted[target]), free[links].max(axis=1, initial=0.0))
+            end = start + latency[here] + _transfer(program.size[here], links, topology.bandwidth)
+            begin[here], arrival[here] = start, end
+            np.maximum.at(awaited, (program.point[here], program.needed[here], target), end)
+            np.maximum.at(left[number + before], source, end)
+            np.maximum.at(free, links, (end - latency[here])[:, None])
+            free[-1] = 0.0
+        computing[index] = np.maximum(clock, awaited[COMPUTED, index])
         computed[index] = computing[index] + compute[index]
-        end[index] = clock = np.maximum(computed[index], awaited[MERGED, index])
+        clock = np.maximum(computed[index], awaited[MERGED, index])
     loads = _loads(program.size, paths, len(topology.bandwidth))[:-1]
-    seconds = float(np.maximum(clock, left).max())
+    seconds = float(max(clock.max(), left.max()))
     longest = float(compute.sum(axis=0).max())
-    return Replay(start, sent, computing, computed, end, arrival, begin, loads, seconds, longest)
+    return Replay(computing, computed, arrival, begin, loads, seconds, longest)

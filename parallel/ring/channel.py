@@ -1,9 +1,10 @@
 """Point-to-point messages of one attention call over a process group.
 
-The receives of a step are always posted before its sends. gloo needs that: a pair of ranks has one transmit queue, and
-a "ready to receive" note that queues behind a large payload makes the two directions take turns.
+The receives of an exchange are always posted before its sends. gloo needs that: a pair of ranks has one transmit
+queue, and a "ready to receive" note that queues behind a large payload makes the two directions take turns.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Protocol
@@ -33,11 +34,11 @@ class Channel(Protocol):
         ...
 
     def send(self, parcels: Parcels) -> None:
-        """Start to send; the tensors are kept alive until :meth:`finish_sends`."""
+        """Start to send one lot, which may be empty; the tensors are kept alive until :meth:`finish_sends`."""
         ...
 
-    def finish_sends(self) -> None:
-        """Wait until what was sent has left, then let go of it."""
+    def finish_sends(self, keep: int = 0) -> None:
+        """Wait until all lots but the last ``keep`` have left, then let go of them."""
         ...
 
 
@@ -47,7 +48,7 @@ class _GroupArrival:
         self.work: Any = None
 
     def wait(self) -> Tensor:
-        assert self.work is not None, "receives are posted together with the sends of their step"
+        assert self.work is not None, "receives are posted together with the sends of their exchange"
         self._channel.complete(self.work, self.peer)
         return self.tensor
 
@@ -58,10 +59,10 @@ class GroupChannel:
     def __init__(self, group: dist.ProcessGroup, device: torch.device, timeout: float) -> None:
         self._group, self._timeout = group, timeout
         # NCCL runs single operations one after the other on one stream, so that two ranks could wait for each other:
-        # there a step's receives and sends are posted as one group. gloo, on CPUs, works on all of them at once.
+        # there the receives and sends of an exchange are posted as one group. gloo, on CPUs, works on all at once.
         self._grouped = device.type != "cpu"
         self._unposted: list[_GroupArrival] = []
-        self._sent: list[tuple[Any, int, list[Tensor]]] = []
+        self._sent: deque[list[tuple[Any, int, list[Tensor]]]] = deque()
 
     def complete(self, work: Any, peer: int) -> None:
         try:
@@ -89,19 +90,17 @@ class GroupChannel:
 
     def send(self, parcels: Parcels) -> None:
         if not self._grouped:
-            self._sent += [(self._post(dist.isend, x, group_dst=peer), peer, [x]) for peer, x in parcels]
+            self._sent.append([(self._post(dist.isend, x, group_dst=peer), peer, [x]) for peer, x in parcels])
             return
         posts = [dist.P2POp(dist.irecv, a.tensor, group=self._group, group_peer=a.peer) for a in self._unposted]
         posts += [dist.P2POp(dist.isend, x, group=self._group, group_peer=peer) for peer, x in parcels]
-        if not posts:
-            return
-        works: list[Any] = dist.batch_isend_irecv(posts)
+        works: list[Any] = dist.batch_isend_irecv(posts) if posts else []
         for index, arrival in enumerate(self._unposted):
             arrival.work = works[index if len(works) == len(posts) else 0]
-        self._sent += [(work, -1, [x for _, x in parcels]) for work in works]
+        self._sent.append([(work, -1, [x for _, x in parcels]) for work in works])
         self._unposted.clear()
 
-    def finish_sends(self) -> None:
-        for work, peer, _ in self._sent:
-            self.complete(work, peer)
-        self._sent.clear()
+    def finish_sends(self, keep: int = 0) -> None:
+        while len(self._sent) > keep:
+            for work, peer, _ in self._sent.popleft():
+                self.complete(work, peer)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parallel.ring.problem import Heads, Segments, Side
-from parallel.ring.schedule import INPUTS, SUMS, Compute, Kind, Message, Schedule
+from parallel.ring.schedule import INPUTS, SUMS, Compute, Kind, Message, Schedule, exchange
 
 Counts = NDArray[np.int64]  # [query segments, key segments, heads]: how often a pair has been added
 
@@ -45,8 +45,8 @@ class _Rank:
     incoming: list[tuple[int, Message]] = field(default_factory=list)  # inputs on their way, by the step of the receive
     awaited: set[Message] = field(default_factory=set)  # every input, and the sums that are not merged yet
     step: int = 0
-    posted: int = 0  # steps whose receives are posted; its sends follow once their inputs are here
-    sent: int = 0  # steps whose sends are posted
+    posted: int = 0  # exchanges whose receives are posted: a step's sums, then its inputs
+    sent: int = 0  # exchanges whose sends are posted, once the inputs among them are here
 
 
 def _check_matching(schedule: Schedule) -> None:
@@ -101,9 +101,14 @@ class _Simulation:
             where = ", ".join(f"rank {rank} in step {self.ranks[rank].step}" for rank in stuck)
             raise ScheduleError(f"wait cycle: {where}")
 
-    def _arrived(self, peer: int, step: int) -> bool:
-        """A message of ``step`` is here once its sender has posted it (receives are posted before)."""
-        return self.ranks[peer].sent > step
+    def _arrived(self, message: Message, step: int) -> bool:
+        """A received message of ``step`` is here once its sender has posted it (receives are posted before)."""
+        return self.ranks[message.peer].sent > exchange(step, message)
+
+    def _left(self, rank: int, number: int) -> bool:
+        """Whether the sends of an exchange have ended: they do when the other side has posted its receive."""
+        sends = self.schedule.ranks[rank][number // 2].sends if number >= 0 else ()
+        return all(self.ranks[m.peer].posted > number for m in sends if exchange(number // 2, m) == number)
 
     def _inputs_here(self, rank: int, kind: Kind, owner: int, segments: Segments) -> bool:
         """Whether what is on its way of these segments has come; if so it is taken in."""
@@ -111,17 +116,18 @@ class _Simulation:
         for entry in list(state.incoming):
             step, message = entry
             if (message.kind, message.owner) == (kind, owner) and not set(segments).isdisjoint(message.segments):
-                if not self._arrived(message.peer, step):
+                if not self._arrived(message, step):
                     return False
                 state.inputs.setdefault((kind, owner), []).append((message.segments, message.heads))
                 state.incoming.remove(entry)
         return True
 
     def _sum_here(self, rank: int, message: Message) -> bool:
-        steps = [step for step in self.receive_steps[rank].get(message, []) if step < self.ranks[rank].posted]
+        posted = self.ranks[rank].posted
+        steps = [s for s in self.receive_steps[rank].get(message, []) if exchange(s, message) < posted]
         if not steps:
             raise ScheduleError(f"rank {rank} merges {message}, which it has not begun to receive")
-        return self._arrived(message.peer, steps[-1])
+        return self._arrived(message, steps[-1])
 
     def _advance(self, rank: int) -> bool:
         """Take the next point of a rank's current step if nothing holds it up; whether it moved."""
@@ -129,22 +135,23 @@ class _Simulation:
         if state.step == len(self.schedule.ranks[rank]):
             return False
         step = self.schedule.ranks[rank][state.step]
-        if state.posted == state.step:
-            before = self.schedule.ranks[rank][state.step - 1].sends if state.step > 0 else ()
-            if any(self.ranks[m.peer].posted < state.step for m in before):
-                return False  # a send ends when the other side has posted its receive
-            state.posted += 1
-            if not state.awaited.isdisjoint(step.receives) or len(set(step.receives)) < len(step.receives):
-                raise ScheduleError(f"rank {rank}, step {state.step}: receives again what it waits for or has")
-            state.awaited.update(step.receives)
-            state.incoming += [(state.step, message) for message in step.receives if message.kind in INPUTS]
-            return True
-        if state.sent == state.step:
-            if not all(self._inputs_here(rank, m.kind, m.owner, m.segments) for m in step.sends if m.kind in INPUTS):
+        if state.sent < state.posted:
+            sends = [m for m in step.sends if exchange(state.step, m) == state.sent]
+            if not all(self._inputs_here(rank, m.kind, m.owner, m.segments) for m in sends if m.kind in INPUTS):
                 return False
-            for message in step.sends:
+            for message in sends:
                 self._send(rank, message)
             state.sent += 1
+            return True
+        if state.posted < 2 * state.step + 2:
+            if not self._left(rank, state.posted - 2 * self.schedule.window):
+                return False
+            receives = [m for m in step.receives if exchange(state.step, m) == state.posted]
+            state.posted += 1
+            if not state.awaited.isdisjoint(receives) or len(set(receives)) < len(receives):
+                raise ScheduleError(f"rank {rank}, step {state.step}: receives again what it waits for or has")
+            state.awaited.update(receives)
+            state.incoming += [(state.step, message) for message in receives if message.kind in INPUTS]
             return True
         for block in step.computes:
             if not self._inputs_here(rank, "query", block.queries, block.query_segments):

@@ -41,26 +41,30 @@ def last_uses(schedule: Schedule, rank: int) -> tuple[tuple[Message, ...], ...]:
 class _Run:
     """The arrivals of one call and the waiting for them."""
 
-    def __init__(self, worker: Worker, channel: Channel | None) -> None:
+    def __init__(self, worker: Worker, channel: Channel | None, window: int) -> None:
         self._worker, self._channel = worker, channel
+        self._leaving = 2 * window - 1  # exchanges whose sends may be on their way when the next one begins
         self._inputs: dict[tuple[Kind, int], list[tuple[Message, list[Arrival]]]] = {}
         self._sums: dict[Message, list[Arrival]] = {}
 
-    def _exchange(self, step: Step) -> None:
+    def _exchange(self, step: Step, inputs: bool) -> None:
+        """The step's messages that are inputs, or those that are sums."""
         if self._channel is None:
             return
-        self._channel.finish_sends()
+        self._channel.finish_sends(self._leaving)
         for message in step.receives:
-            arrivals = self._channel.receive(message.peer, self._worker.room(message))
-            if message.kind in INPUTS:
-                self._inputs.setdefault((message.kind, message.owner), []).append((message, arrivals))
-            else:
-                self._sums[message] = arrivals
+            if (message.kind in INPUTS) == inputs:
+                arrivals = self._channel.receive(message.peer, self._worker.room(message))
+                if inputs:
+                    self._inputs.setdefault((message.kind, message.owner), []).append((message, arrivals))
+                else:
+                    self._sums[message] = arrivals
         parcels: list[tuple[int, Tensor]] = []
         for message in step.sends:
-            if message.kind in INPUTS:
-                self._await_inputs(message.kind, message.owner, message.segments)
-            parcels += [(message.peer, tensor) for tensor in self._worker.outgoing(message)]
+            if (message.kind in INPUTS) == inputs:
+                if inputs:
+                    self._await_inputs(message.kind, message.owner, message.segments)
+                parcels += [(message.peer, tensor) for tensor in self._worker.outgoing(message)]
         self._channel.send(parcels)
 
     def _await_inputs(self, kind: Kind, owner: int, segments: Segments) -> None:
@@ -70,7 +74,8 @@ class _Run:
             self._worker.take_in(entry[0], [arrival.wait() for arrival in entry[1]])
 
     def step(self, step: Step, dead: tuple[Message, ...]) -> None:
-        self._exchange(step)
+        self._exchange(step, inputs=False)
+        self._exchange(step, inputs=True)
         for block in step.computes:
             self._await_inputs("query", block.queries, block.query_segments)
             self._await_inputs("keys", block.keys, block.key_segments)
@@ -88,7 +93,7 @@ def run(schedule: Schedule, worker: Worker, channel: Channel | None) -> None:
     rank, recorder = worker.rules.rank, trace.current()
     if recorder is not None:
         worker, channel = recorder.watch(schedule.direction, worker, channel)
-    execution = _Run(worker, channel)
+    execution = _Run(worker, channel, schedule.window)
     for step, dead in zip(schedule.ranks[rank], last_uses(schedule, rank), strict=True):
         execution.step(step, dead)
     if channel is not None:

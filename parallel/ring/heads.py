@@ -85,7 +85,9 @@ def split_heads(problem: Problem, direction: Direction, size: int, inner: Build)
     for index, heads in enumerate(slices(problem.heads, problem.group, size)):
         if len(heads) > 0:
             groups = _Groups(problem, size, heads)
-            _draft_slice(draft, groups, index, inner(groups.inner, direction))
+            schedule = inner(groups.inner, direction)
+            draft.window = max(draft.window, schedule.window)
+            _draft_slice(draft, groups, index, schedule)
     return draft.finish()
 
 

@@ -40,6 +40,11 @@ class Message:
     wide: bool = False
 
 
+def exchange(step: int, message: Message) -> int:
+    """Which exchange a message of a step belongs to, counted through all steps: sums before inputs."""
+    return 2 * step + (message.kind in INPUTS)
+
+
 @dataclass(frozen=True)
 class Compute:
     """One block: segments of one shard's queries against segments of one shard's keys. Both are at hand, and what comes
@@ -54,9 +59,11 @@ class Compute:
 
 @dataclass(frozen=True)
 class Step:
-    """What a rank does between two points of communication, in this order: it lets the sends of its previous step
-    finish, posts the receives, posts the sends (an input that is still on its way is waited for), computes, and adds
-    the received sums named in ``merges``. Inputs are waited for where they are used, sums where they are merged."""
+    """What a rank does in one turn: it exchanges sums, exchanges inputs, computes, and adds the received sums named in
+    ``merges``. An exchange lets earlier sends of its sort finish (:attr:`Schedule.window`), posts the receives, then
+    the sends. Sums go first, so that no result waits for an input: neither for one that has to come before it can be
+    passed on, nor for one that is still leaving. Inputs are waited for where they are used or passed on, sums where
+    they are merged."""
 
     receives: tuple[Message, ...] = ()
     sends: tuple[Message, ...] = ()
@@ -66,11 +73,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps of every rank; all ranks have equally many."""
+    """The steps of every rank; all ranks have equally many.
+
+    ``window``: an exchange begins when what was sent in the same exchange that many steps before has left. With 1 a
+    rank holds one block that leaves and one that arrives; more lets many links carry at once, for more memory.
+    """
 
     direction: Direction
     problem: Problem
     ranks: tuple[tuple[Step, ...], ...]
+    window: int = 1
 
     def messages(self) -> Iterator[tuple[int, int, Message]]:
         """``(step, sending rank, message)`` of all sends."""
@@ -113,8 +125,8 @@ class _DraftStep:
 class Draft:
     """Collects transfers and computes by step and rank; both ends of a transfer are written at once."""
 
-    def __init__(self, problem: Problem, direction: Direction) -> None:
-        self.problem = problem
+    def __init__(self, problem: Problem, direction: Direction, window: int = 1) -> None:
+        self.problem, self.window = problem, window
         self.direction: Direction = direction
         self._ranks: list[list[_DraftStep]] = [[] for _ in range(problem.world_size)]
 
@@ -150,4 +162,4 @@ class Draft:
             tuple(Step(tuple(s.receives), tuple(s.sends), tuple(s.computes), tuple(s.merges)) for s in steps)
             for steps in self._ranks
         )
-        return Schedule(self.direction, self.problem, ranks)
+        return Schedule(self.direction, self.problem, ranks, self.window)

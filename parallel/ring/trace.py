@@ -9,6 +9,7 @@ the host's, in seconds since the call began; a rank that has sent or received kn
 """
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,24 +88,24 @@ class _Arrival:
 class _Channel:
     def __init__(self, channel: Channel, call: TracedCall) -> None:
         self._channel, self._call = channel, call
-        self._posted: list[float] = []
+        self._posted: deque[float | None] = deque()  # when each lot was sent; None for an empty one
 
     def receive(self, peer: int, tensors: Sequence[Any]) -> list[Arrival]:
         return [_Arrival(arrival, self._call) for arrival in self._channel.receive(peer, tensors)]
 
     def send(self, parcels: Parcels) -> None:
-        if parcels:
-            self._posted.append(self._call.now())
+        self._posted.append(self._call.now() if parcels else None)
         self._channel.send(parcels)
 
-    def finish_sends(self) -> None:
+    def finish_sends(self, keep: int = 0) -> None:
         start = self._call.now()
-        self._channel.finish_sends()
-        if self._posted:
+        self._channel.finish_sends(keep)
+        lots = [self._posted.popleft() for _ in range(len(self._posted) - keep)]
+        finished = [posted for posted in lots if posted is not None]
+        if finished:
             self._call.add("wait", start)
-        for posted in self._posted:
+        for posted in finished:
             self._call.add("send", posted)
-        self._posted.clear()
 
 
 _recorder: Recorder | None = None

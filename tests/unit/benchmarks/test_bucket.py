@@ -32,7 +32,7 @@ class Instant:
     def send(self, parcels: Parcels) -> None:
         pass
 
-    def finish_sends(self) -> None:
+    def finish_sends(self, keep: int = 0) -> None:
         pass
 
 

@@ -42,8 +42,8 @@ def test_two_blocks_in_flight_for_any_number_of_ranks(name: str, monkeypatch: py
     for ranks in (2, 4, 8):
         peak = peaks[ranks] = _Peak()
 
-        def exchange(run: engine._Run, step: Step, peak: _Peak = peak) -> None:
-            real_exchange(run, step)
+        def exchange(run: engine._Run, step: Step, inputs: bool, peak: _Peak = peak) -> None:
+            real_exchange(run, step, inputs)
             peak.look(run)
 
         def finish(run: engine._Run, step: Step, dead: tuple[object, ...], peak: _Peak = peak) -> None:

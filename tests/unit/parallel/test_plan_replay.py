@@ -180,3 +180,27 @@ def test_the_planner_says_why_not():
     assert "cannot run: keeps a whole sequence" in text
     with pytest.raises(ConfigError, match="one strategy that can run"):
         compared(4, memory=1.0)
+
+
+def test_results_leave_before_the_next_inputs_are_here():
+    """Four ranks on a mesh: three hops of queries, and each result on a link of its own while the next hop travels."""
+    mesh = Topology("mesh", 4, Speed(float(QUERY)))
+    assert replay(program("token_ring", 4), mesh, FAST).seconds == pytest.approx(1 + 3 * OUT / QUERY)
+    bundle = 2 * OUT / QUERY  # queries, gradients of the output, lse and delta
+    assert replay(program("token_ring", 4, "backward"), mesh, FAST).seconds == pytest.approx(3 * bundle + 1)
+
+
+@pytest.mark.parametrize("ranks", [4, 8])
+def test_fetching_at_once_uses_all_links_of_a_mesh(ranks):
+    mesh = Topology("mesh", ranks, Speed(float(QUERY)))
+    assert replay(program("allgather", ranks), mesh, FAST).seconds == pytest.approx(2)
+    assert replay(program("allgather", ranks, "backward"), mesh, FAST).seconds == pytest.approx(4)
+    bundle = 2 * OUT / QUERY
+    assert replay(program("allgather_query", ranks), mesh, FAST).seconds == pytest.approx(1 + OUT / QUERY)
+    assert replay(program("allgather_query", ranks, "backward"), mesh, FAST).seconds == pytest.approx(bundle + 1)
+
+
+def test_a_link_carries_one_exchange_after_another():
+    """Through one port each way everything takes as long as its bytes, in whatever order it was posted."""
+    port = Topology("port", 4, Speed(float(QUERY)))
+    assert replay(program("allgather", 4, "backward"), port, FAST).seconds == pytest.approx(3 * 4)

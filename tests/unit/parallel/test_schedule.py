@@ -195,6 +195,7 @@ def test_bytes_are_those_of_the_published_formulas() -> None:
                 "ring": (size - 1) * rest[1],
                 "bidirectional_ring": (size - 1) * rest[1],
                 "allgather": (size - 1) * rest[1],
+                "allgather_query": (size - 1) * rest[0],
                 "tile:2": rest[0] + (size // 2 - 1) * rest[1],
             }
             if size == 2:
@@ -204,7 +205,7 @@ def test_bytes_are_those_of_the_published_formulas() -> None:
                 assert _sent(schedule, widths) == [per_rank] * size, (name, direction)
 
 
-@pytest.mark.parametrize("name", [*RING_LIKE, "tile", "ulysses", "hybrid:2:ring", "allgather"])
+@pytest.mark.parametrize("name", [*RING_LIKE, "tile", "ulysses", "hybrid:2:ring", "allgather", "allgather_query"])
 def test_the_engine_sends_the_bytes_that_are_counted(name: str) -> None:
     case = Case(name, 4, keys=8 * 4, head_dim=6, value_dim=10, dtype=torch.bfloat16, batch=2)
     problem = _problem(4, "zigzag", CAUSAL)
@@ -256,7 +257,7 @@ def test_packed_documents_are_balanced_and_send_only_what_is_needed() -> None:
             check(schedule)
             sent = sum(message_bytes(problem, "forward", m, widths) for _, _, m in schedule.messages())
             assert sent <= 1.1 * bound
-        for name in ("token_ring", "bidirectional_query", "tile", "ulysses"):
+        for name in ("token_ring", "bidirectional_query", "tile", "ulysses", "allgather_query"):
             check(find_strategy(name).backward(problem))
 
 
