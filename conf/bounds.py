@@ -107,4 +107,5 @@ FRACTIONS = [
     "trainer.beta1",
     "trainer.beta2",
     "generate.top_p",
+    *(f"{command}.engine.kv_budget" for command in ("generate", "serve")),
 ]

@@ -16,11 +16,11 @@ Decode = Callable[[Sequence[int]], str]
 class Answer:
     """Builds the response objects of one request, which share an id and a time."""
 
-    def __init__(self, chat: bool, model: str, decode: Decode) -> None:
+    def __init__(self, chat: bool, model: str, decode: Decode, methods: Sequence[str] = ()) -> None:
         prefix, self._whole = ("chatcmpl", "chat.completion") if chat else ("cmpl", "text_completion")
         self._piece = "chat.completion.chunk" if chat else "text_completion"
         self._id, self._created = f"{prefix}-{uuid.uuid4().hex}", int(time.time())
-        self._model, self._chat, self._decode = model, chat, decode
+        self._model, self._chat, self._decode, self._methods = model, chat, decode, list(methods) or None
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """A chat stream begins with the role."""
@@ -99,7 +99,8 @@ class Answer:
         response = Response(
             id=self._id, object=kind, created=self._created, model=self._model, choices=choices, usage=usage
         )
-        return response.model_dump()
+        response.methods = self._methods
+        return response.model_dump(exclude=None if self._methods else {"methods"})
 
 
 def embeddings(model: str, vectors: Sequence[Sequence[float]], form: str, tokens: int) -> dict[str, Any]:

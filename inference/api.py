@@ -134,7 +134,7 @@ class Api:
         job = self.runner.submit(texts)
         self.metrics.prompt_tokens.inc(sum(len(prompt) for prompt in prompts))
         chat = isinstance(body, ChatRequest)
-        answer = Answer(chat, self.settings.model_name, self.runner.engine.tokenizer.decode)
+        answer = Answer(chat, self.settings.model_name, self.runner.engine.tokenizer.decode, texts[0].lossy)
         asked = _Asked(job, answer, len(prompts), echoes)
         if body.stream:
             return EventStream(self._events(asked, body.include_usage), lambda stayed: self._close(job, stayed))

@@ -19,10 +19,12 @@ from inference.detokenize import Detokenizer
 from inference.drafting import BUSY, Drafter, DraftSize
 from inference.generation import Generation, Logprob, Step
 from inference.grammar import Grammars
+from inference.methods import Methods
 from inference.model_runner import ModelRunner, Result
 from inference.paged_attention import PagedCache
 from inference.pages import PagePool
 from inference.params import GREEDY, SamplingParams
+from inference.policies import POLICIES, CacheShape
 from inference.sampler import log_probabilities
 from inference.scheduler import Scheduler, Span
 from models.hf import load_hf
@@ -124,7 +126,13 @@ class Engine:
         limit = room if params.max_tokens is None else min(room, params.max_tokens)
         matcher = None if params.grammar is None else self._grammars.matcher(params.grammar)
         text = Detokenizer(self.tokenizer.decode)
-        return Generation(prompt, params, limit, text, self.eos_ids, salt, task, matcher)
+        methods = params.methods.resolved(self.settings) if task == "generate" else None
+        generation = Generation(prompt, params, limit, text, self.eos_ids, salt, task, matcher, methods)
+        if methods is not None and methods.kv_policy in POLICIES:
+            shape = CacheShape(self.spec.layers, self.spec.kv_heads, self.settings.page_tokens)
+            policy = POLICIES[methods.kv_policy]
+            generation.policy = policy(shape, methods.kv_budget or 1.0, len(prompt), params.seed or 0)
+        return generation
 
     def start_many(self, prompt: Sequence[int], params: SamplingParams, n: int, salt: bytes = b"") -> list[Generation]:
         """``n`` texts from one prompt, which is computed once; seeds count up from the given one."""
@@ -215,8 +223,10 @@ class Engine:
             self._verify(span, span.parents, logits_RV)
             return
         if generation.prefilling:
-            self._prompt_tokens += len(span.tokens)
-        self.scheduler.commit(generation, span.start + len(span.tokens))
+            self._prompt_tokens += span.count
+        self.scheduler.commit(generation, span.start + span.count)
+        if generation.policy is not None and generation.policy.evicts:
+            self._evict(generation)
         if hidden is not None:
             _add_embedding(generation, hidden, span.last)
             return
@@ -230,6 +240,14 @@ class Engine:
             generation.end("length")
             return
         self._choose(generation, logits_RV[-1], greedy)
+
+    def _evict(self, generation: Generation) -> None:
+        """Bring a text's cache back to what its policy allows; a page's worth above it is let be while it grows."""
+        assert generation.policy is not None
+        most = generation.policy.limit(generation.computed)
+        slack = 0 if generation.computed < generation.prompt_tokens else self.settings.page_tokens
+        count = generation.held if generation.held <= most + slack else most
+        self.pool.release(self.cache.evict(generation, count))
 
     def _choose(self, generation: Generation, logits_V: Tensor, greedy: int | None = None) -> int:
         """The text's next token, accepted."""
@@ -252,7 +270,7 @@ class Engine:
                 break
             path.append(row)
         if path != list(range(len(path))):
-            slots = torch.tensor(generation.slots(span.start, len(span.tokens), self.settings.page_tokens))
+            slots = torch.tensor(generation.slots(span.place, len(span.tokens), self.settings.page_tokens))
             self.cache.move(slots[path], slots[: len(path)])
         self.scheduler.commit(generation, span.start + len(path))
         if self.drafter is not None:
@@ -300,6 +318,7 @@ def check_settings(settings: EngineConfig) -> None:
     """Raises ConfigError for values that no engine can work with."""
     if settings.dtype not in FORMS:
         raise ConfigError("engine.dtype", settings.dtype, f"must be one of {', '.join(FORMS)}", "choose one of them")
+    Methods(settings.kv_policy, settings.kv_budget)
     for item in fields(settings):
         value = getattr(settings, item.name)
         least = 0 if item.name in ("kv_tokens", "draft_tokens") else 1

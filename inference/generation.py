@@ -9,7 +9,9 @@ from torch import Tensor
 
 from inference.detokenize import Detokenizer, StopMatcher
 from inference.grammar import Matcher
+from inference.methods import Methods
 from inference.params import SamplingParams
+from inference.policies import KVPolicy
 from inference.sampler import Sampler
 
 MAX_RUNS = 4  # runs of adjacent pages that attention reads in place; more are copied together first
@@ -52,6 +54,7 @@ class Generation:
         salt: bytes = b"",
         task: str = "generate",
         matcher: Matcher | None = None,
+        methods: Methods | None = None,
     ) -> None:
         self.params, self.limit, self.salt, self.task = params, limit, salt, task
         self.tokens = list(prompt)  # and the output, as it comes
@@ -59,7 +62,10 @@ class Generation:
         self.finished = False
         self.leader: Generation | None = None  # computes the same prompt; wait for its pages
         self.preemptions = 0
-        self.computed = 0  # tokens whose keys and values are in the cache
+        self.computed = 0  # tokens that the model has seen
+        self.evicted = 0  # of them, those whose keys and values are no longer in the cache
+        self.policy: KVPolicy | None = None  # None: all are kept and read
+        self.lossy = () if methods is None else methods.lossy  # names of what may change the output
         self.pages: list[int] = []
         self.keys: list[bytes] = []  # of the full pages, as far as they were needed
         self.runs: list[tuple[int, int]] = []  # [first page, behind the last page) of adjacent pages
@@ -85,7 +91,12 @@ class Generation:
     @property
     def shares_prefix(self) -> bool:
         """Whether remembered pages can stand for its beginning: not where every position's result is asked for."""
-        return self.task == "generate" and not self.params.prompt_logprobs
+        return self.task == "generate" and not self.params.prompt_logprobs and not self.lossy
+
+    @property
+    def held(self) -> int:
+        """Tokens in the cache; a new one's place is behind them, its position is ``computed``."""
+        return self.computed - self.evicted
 
     def add_page(self, page: int) -> None:
         """One more page at the end."""
@@ -97,18 +108,30 @@ class Generation:
 
     def drop_pages(self) -> list[int]:
         """Give up all pages, and with them what was computed; returns them for release."""
-        pages, self.pages, self.runs, self.keys, self.computed = self.pages, [], [], [], 0
+        pages, self.pages, self.runs, self.keys = self.pages, [], [], []
+        self.computed = self.evicted = 0
+        if self.policy is not None:
+            self.policy.reset()
         if not self.finished:  # what was gathered along the way comes again
             self.embedding, self.prompt_logprobs = None, []
         return pages
 
+    def trim_pages(self, count: int) -> list[int]:
+        """Give up all pages behind the first ``count``; returns them for release."""
+        kept, rest = self.pages[:count], self.pages[count:]
+        if rest:
+            self.pages, self.runs = [], []
+            for page in kept:
+                self.add_page(page)
+        return rest
+
     def slots(self, start: int, count: int, page_tokens: int) -> list[int]:
-        """Places in the cache of ``count`` tokens from position ``start`` on."""
+        """Places in the cache of ``count`` tokens from the ``start``-th held one on."""
         pages = self.pages
         return [pages[p // page_tokens] * page_tokens + p % page_tokens for p in range(start, start + count)]
 
     def spans(self, length: int, page_tokens: int) -> list[tuple[int, int]]:
-        """The first ``length`` tokens' places as [start, end) of adjacent ones."""
+        """The first ``length`` held tokens' places as [start, end) of adjacent ones."""
         found = []
         for first, behind in self.runs:
             if length <= 0:

@@ -75,8 +75,8 @@ class ModelRunner:
         tokens, positions, slots = [], [], []
         for span in spans:
             tokens += span.tokens
-            positions += depths(span.start, len(span.tokens), span.parents)
-            slots += span.generation.slots(span.start, len(span.tokens), cache.page_tokens)
+            positions += positions_of(span)
+            slots += span.generation.slots(span.place, len(span.tokens), cache.page_tokens)
         x_TE = self.forward(tokens, positions, slots, StepAttention(cache, spans, self.dtype), cache)
         return self.results(spans, x_TE)
 
@@ -109,7 +109,7 @@ class ModelRunner:
                 continue
             if rows := wanted_rows(span):
                 wanted.append((index, rows))
-                kept.append(rows_SE[-rows:])
+                kept.append(rows_SE[span.count - rows : span.count])
         if kept:
             logits_RV = self._head(self._norm(torch.cat(kept))).float()
             split = logits_RV.split([rows for _, rows in wanted])
@@ -212,14 +212,20 @@ def _rotate(x_THD: Tensor, turn_T1D: Tensor) -> None:
 
 
 def wanted_rows(span: Span) -> int:
-    """How many of a span's last rows its text needs the results of."""
+    """How many of a span's last rows, but for probes, its text needs the results of."""
     if span.parents is not None or span.generation.params.prompt_logprobs or span.generation.task == "embed":
-        return len(span.tokens)
+        return span.count
     return int(span.last)
 
 
-def depths(start: int, count: int, parents: Sequence[int] | None) -> list[int]:
+def positions_of(span: Span) -> list[int]:
     """Positions of a span's tokens."""
+    length = len(span.generation.tokens)
+    return depths(span.start, span.count, span.parents) + list(range(length - span.probes, length))
+
+
+def depths(start: int, count: int, parents: Sequence[int] | None) -> list[int]:
+    """Positions of a chain of tokens, or of a tree."""
     if parents is None:
         return list(range(start, start + count))
     found = [start]

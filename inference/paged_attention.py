@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from inference.generation import MAX_RUNS, Generation
+from inference.policies.base import KVPolicy
 from inference.scheduler import Span
 from models.spec import ModelSpec
 
@@ -35,6 +36,20 @@ class PagedCache:
     def move(self, source_T: Tensor, target_T: Tensor) -> None:
         """Copy tokens to other slots, in all layers."""
         self.store.index_copy_(2, target_T, self.store.index_select(2, source_T))
+
+    @torch.inference_mode()
+    def evict(self, generation: Generation, count: int) -> list[int]:
+        """Let a text's policy compress what the cache holds of it to ``count`` tokens; returns the free pages."""
+        policy, held = generation.policy, generation.held
+        assert policy is not None
+        if held > count:
+            slots = torch.tensor(generation.slots(0, held, self.page_tokens))
+            for layer, store in enumerate(self._layers):
+                both = store.index_select(1, slots)
+                kept = policy.compress(layer, both[: self.kv_heads], both[self.kv_heads :], count)
+                store.index_copy_(1, slots[:count], torch.cat(kept))
+            generation.evicted += held - count
+        return generation.trim_pages(-(-generation.held // self.page_tokens))
 
     def read(self, generation: Generation, length: int) -> list[Views]:
         """The first ``length`` tokens of a text: a few runs in place, or a copy where there are too many."""
@@ -72,8 +87,11 @@ class StepAttention:
         self._spans = []
         for span, rows in zip(spans, self._sizes, strict=True):
             # A single row's own token has been written and is read with the others.
-            past = cache.read(span.generation, span.start + int(rows == 1))
-            self._spans.append(SpanAttention(past, rows, span.parents, dtype))
+            past, policy = cache.read(span.generation, span.place + int(rows == 1)), span.generation.policy
+            if policy is None:
+                self._spans.append(SpanAttention(past, rows, span.parents, dtype))
+            else:
+                self._spans.append(PolicyAttention(past, policy, span.place + span.count, dtype))
 
     def __call__(self, layer: int, q_TKGD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """Queries [rows, kv_heads, group, D], keys and values [rows, kv_heads, D]; returns [rows, heads * D]."""
@@ -106,11 +124,14 @@ class SpanAttention:
         rows, kv_heads, group, width = q_SKGD.shape
         q_KND = q_SKGD.permute(1, 2, 0, 3).reshape(1, kv_heads, group * rows, width)
         parts = []
-        for run in self._past:
-            keys, values = run[layer]
+        for keys, values in self.past(layer, q_SKGD):
             out, lse = _flash(q_KND, keys[None], values[None], 0.0, False)
             parts.append((out.view(kv_heads, group, rows, width), lse.view(kv_heads, group, rows, 1)))
         return parts
+
+    def past(self, layer: int, q_SKGD: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the earlier tokens, in runs."""
+        return [run[layer] for run in self._past]
 
     def over_own(self, q_SKGD: Tensor, k_SKD: Tensor, v_SKD: Tensor) -> Part:
         """What the queries get of each other's tokens: causal, or a draft's ancestors."""
@@ -118,6 +139,51 @@ class SpanAttention:
         keys, values = (x.transpose(0, 1)[:, None].expand(q_KGSD.shape) for x in (k_SKD, v_SKD))
         out, lse = _flash(q_KGSD, keys, values, 0.0, self._mask is None, attn_mask=self._mask)
         return out, lse[..., None]
+
+
+class PolicyAttention(SpanAttention):
+    """Attention under a key-value policy, after which the cache holds ``written`` tokens of the text."""
+
+    def __init__(self, past: Sequence[Views], policy: KVPolicy, written: int, dtype: torch.dtype) -> None:
+        super().__init__(past, 1, None, dtype)
+        self._policy, self._written = policy, written
+
+    def __call__(self, layer: int, q_SKGD: Tensor, k_SKD: Tensor, v_SKD: Tensor) -> Tensor:
+        """As without a policy; the policy sees the logits if it wants them."""
+        if self._policy.scores:
+            self._policy.observe(layer, self._logits(layer, q_SKGD, k_SKD), self._written)
+        return super().__call__(layer, q_SKGD, k_SKD, v_SKD)
+
+    def past(self, layer: int, q_SKGD: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The tokens that the policy selects, copied together; else all."""
+        runs = super().past(layer, q_SKGD)
+        if not (self._policy.selects and runs):
+            return runs
+        chosen = self._policy.select(layer, q_SKGD, [keys for keys, _ in runs])
+        if chosen is None:
+            return runs
+        return [(picked([keys for keys, _ in runs], chosen), picked([values for _, values in runs], chosen))]
+
+    def _logits(self, layer: int, q_SKGD: Tensor, k_SKD: Tensor) -> Tensor:
+        """Attention logits of the rows over all that they could see, -inf where one could not, [K, G, S, T]."""
+        q_KGSD = q_SKGD.permute(1, 2, 0, 3)
+        rows, keys = q_KGSD.shape[2], [keys for keys, _ in super().past(layer, q_SKGD)]
+        if rows > 1:
+            keys.append(k_SKD.transpose(0, 1))
+        flat = q_KGSD.flatten(1, 2)
+        logits = torch.cat([(flat @ part.transpose(1, 2)).float() for part in keys], 2)
+        logits = logits.unflatten(1, q_KGSD.shape[1:3]).mul_(q_KGSD.shape[3] ** -0.5)
+        if rows > 1:
+            logits[..., -rows:] += torch.full((rows, rows), -torch.inf).triu(1)
+        return logits
+
+
+def picked(runs: Sequence[Tensor], chosen: Tensor) -> Tensor:
+    """Rows of [kv_heads, tokens, D] in runs by indices [n] or [kv_heads, n], copied together."""
+    whole = runs[0] if len(runs) == 1 else torch.cat(list(runs), 1)
+    if chosen.ndim == 1:
+        return whole.index_select(1, chosen)
+    return whole.gather(1, chosen[..., None].expand(-1, -1, whole.shape[2]))
 
 
 def ancestors(parents: Sequence[int]) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from conf.errors import ConfigError
+from inference.methods import Methods
 
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
@@ -54,6 +55,7 @@ class SamplingParams:
     prompt_logprobs: bool = False  # report the log-probability of every prompt token too, as many as ``logprobs`` says
     grammar: Grammar | None = None
     deadline_sec: float | None = None  # from arrival; what is there by then is the answer
+    methods: Methods = field(default_factory=Methods)
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 0:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from conf.errors import ConfigError
+from inference.methods import Methods
 from inference.params import MAX_LOGPROBS, Grammar, SamplingParams
 
 MAX_N = 16
@@ -81,6 +82,8 @@ class GenerationRequest(BaseModel):
     ignore_eos: bool | None = False
     timeout: float | None = Field(None, gt=0, le=3600)  # seconds; what is there by then is the answer
     cache_salt: str | None = Field(None, max_length=256)  # texts of different salts share no cached pages
+    kv_policy: str | None = None  # the fields of ``Methods``
+    kv_budget: float | None = None
 
     def refuse_unsupported(self) -> None:
         """Raises Unsupported for the first field that asks for something unknown here."""
@@ -114,6 +117,7 @@ class GenerationRequest(BaseModel):
             prompt_logprobs=self.scores_prompt,
             grammar=None if self.response_format is None else self.response_format.grammar(),
             deadline_sec=self.timeout,
+            methods=Methods(**{name: getattr(self, name) for name in Methods.__dataclass_fields__}),
         )
 
     @property
@@ -244,6 +248,7 @@ class Response(BaseModel):
     model: str
     choices: list[CompletionChoice] | list[ChatChoice] | list[ChatPiece]
     usage: Usage | None = None
+    methods: list[str] | None = None  # lossy ones that were in use
 
 
 class ModelCard(BaseModel):

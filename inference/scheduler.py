@@ -21,17 +21,31 @@ class Span:
 
     With ``parents`` the tokens are a draft tree behind the text's last token: the parent of token ``i`` is
     token ``parents[i]``, and its position is one more than its parent's; token 0 is the text's own.
+
+    The last ``probes`` tokens are the prompt's last ones, which look at a chunk of it before their turn comes; nothing
+    of them stays.
     """
 
     generation: Generation
     start: int
     tokens: list[int]
     parents: list[int] | None = None
+    probes: int = 0
+
+    @property
+    def count(self) -> int:
+        """Tokens without the probes."""
+        return len(self.tokens) - self.probes
+
+    @property
+    def place(self) -> int:
+        """Where the first token goes among those that the cache holds."""
+        return self.start - self.generation.evicted
 
     @property
     def last(self) -> bool:
         """Whether the text is computed to its end with this span."""
-        return self.parents is not None or self.start + len(self.tokens) == len(self.generation.tokens)
+        return self.parents is not None or self.start + self.count == len(self.generation.tokens)
 
 
 @dataclass
@@ -93,22 +107,27 @@ class Scheduler:
 
     def _decode(self, generation: Generation, spans: list[Span]) -> Span | None:
         tokens, parents = [generation.tokens[-1]], None
-        if self.draft is not None and generation.matcher is None:
+        if self.draft is not None and generation.matcher is None and not generation.lossy:
             room = generation.limit - generation.completion_tokens - 1
             drafted, above = self.draft(generation, room) if room > 0 else ([], [])
             if drafted:
                 tokens, parents = tokens + drafted, [-1, *above]
-        if not self._make_room(generation, generation.computed + len(tokens), spans):
+        if not self._make_room(generation, generation.held + len(tokens), spans):
             return None
         return Span(generation, generation.computed, tokens, parents)
 
     def _prefill(self, generation: Generation, budget: int, spans: list[Span]) -> int:
-        """Add a chunk of at most ``budget`` tokens; returns its size."""
-        start, count = generation.computed, min(budget, generation.pending)
-        if count <= 0 or not self._make_room(generation, start + count, spans):
+        """Add a chunk of at most ``budget`` rows; returns their number."""
+        start, count, probes = generation.computed, min(budget, generation.pending), 0
+        if generation.policy is not None and count > 0:
+            count, probes = generation.policy.chunk(generation.held, generation.pending, budget)
+        if count <= 0 or not self._make_room(generation, generation.held + count + probes, spans):
             return 0
-        spans.append(Span(generation, start, generation.tokens[start : start + count]))
-        return count
+        tokens = generation.tokens[start : start + count]
+        if probes:
+            tokens += generation.tokens[-probes:]
+        spans.append(Span(generation, start, tokens, probes=probes))
+        return count + probes
 
     def _admit(self) -> bool:
         """Move the first waiting text to the running ones, with the remembered beginning of its tokens."""
@@ -119,7 +138,10 @@ class Scheduler:
         shared: list[int] = []
         if generation.shares_prefix:
             shared = self.pool.match(generation.tokens[:-1], generation.salt)  # one token at least is to be computed
-        needed = -(-(len(generation.tokens) + 1) // size) - len(shared)
+        length = len(generation.tokens) + 1
+        if generation.policy is not None:
+            length = generation.policy.room(length)
+        needed = -(-length // size) - len(shared)
         for page in shared:
             self.pool.share(page)
         if needed > self.pool.available and self.running:

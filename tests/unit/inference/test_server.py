@@ -340,3 +340,21 @@ def test_the_page_and_readiness(app: FastAPI):
             assert f"\n{name} " in metrics, name
 
     talk(app, body)
+
+
+def test_a_lossy_method_is_named_in_the_answer_and_in_every_event(app: FastAPI):
+    request = {"prompt": "the cat sat on the mat. " * 9, "max_tokens": 3, "ignore_eos": True}
+    chosen = {"kv_policy": "h2o", "kv_budget": 0.5}
+
+    async def body(client: httpx.AsyncClient) -> None:
+        plain = (await client.post("/v1/completions", json=request)).json()
+        assert "methods" not in plain
+        answer = (await client.post("/v1/completions", json={**request, **chosen})).json()
+        assert answer["methods"] == ["kv_policy=h2o:0.5"]
+        assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+        stream = await client.post("/v1/completions", json={**request, **chosen, "stream": True})
+        assert stream.text.count('"methods": ["kv_policy=h2o:0.5"]') == stream.text.count("data: {") > 0
+        assert_error(await client.post("/v1/completions", json={**request, "kv_policy": "h3o"}), 400, "kv_policy")
+        assert_error(await client.post("/v1/completions", json={**request, "kv_budget": 2}), 400, "kv_budget")
+
+    talk(app, body)

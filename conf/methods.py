@@ -1,0 +1,8 @@
+"""The names of the inference methods that an engine or a request may choose; what they do is in ``inference``."""
+
+KV_POLICIES = ("full", "sinks_recency", "h2o", "keyformer", "ems", "token_select", "squeezed")
+CHOICES = {
+    f"{command}.engine.{key}": names
+    for command in ("generate", "serve")
+    for key, names in (("kv_policy", KV_POLICIES),)
+}

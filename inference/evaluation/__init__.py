@@ -1,0 +1,1 @@
+"""What `sundog evaluate` measures: each task is a file."""
