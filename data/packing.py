@@ -1,84 +1,138 @@
 """Which documents, whole or in pieces, fill which window.
 
 - ``concat`` (the paper): one document after another, cut wherever a window ends.
-- ``soft``: a document goes where it is whole. Where the next does not fit, one of the following that does goes first;
-  where there is none, a document of at least a quarter of the window is cut. So documents under a quarter of the
-  window are never cut, and little is padded.
-- ``whole``: no document is cut that fits in a window.
+- ``soft``: a window ends with whole documents: of the last few that would fit and the next few, those that fill it best
+  (a subset sum, exact), the others wait for the next one. A document of at least a quarter of the window may be cut
+  instead, at a price. So documents under a quarter of the window are never cut, and little is padded.
+- ``whole``: the same, and no document is cut that fits in a window.
 
-The order is kept but for documents that overtake a few others. No token is lost or repeated.
+What a window costs is counted in places: each one that a document waits or comes early, padding and cuts. The order is
+kept but for documents that overtake a few others. No token is lost or repeated.
 """
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
-NEAR = 8  # documents ahead among which the longest that fits is looked for where the next one does not fit
-FAR = 512  # among so many, unless little room is left, where none of the near ones fits and none may be cut
-PADDED = 64  # share of a window that is rather padded than filled from far ahead or by a cut
+BACK, AHEAD = 4, 12  # documents before and after the place where a window is full, among which its last are chosen
+WAIT, EARLY = 1.0, 2.0  # places: a document's from the full place on, when it waits for the next window or comes early
+PADDED = 400.0  # a whole window of padding: a hundredth costs as much as two documents that come early
+PADDED_WHOLE = 2000.0  # where cuts do not help against padding
+CUT = 13.0
 QUARTER = 4  # share of a window from which on a document may be cut
+NOBODY = -1
 Ints = npt.NDArray[np.int64]
 
 
 def plan(lengths: Ints, context: int, packing: str) -> Ints:
     """Pieces int64 ``[pieces, 4]``: document, offset in it, tokens, window; by window, then by place in it."""
-    return _plan(np.asarray(lengths, dtype=np.int64), context, packing == "concat", packing == "whole")
+    lengths = np.asarray(lengths, dtype=np.int64)
+    if packing == "concat":
+        return _concat(lengths, context)
+    return _plan(lengths, context, packing == "whole")
+
+
+def _concat(lengths: Ints, context: int) -> Ints:
+    ends = np.cumsum(lengths)
+    bounds = np.unique(np.concatenate([[0], ends, np.arange(0, lengths.sum(), context)]))
+    starts = bounds[:-1]
+    documents = np.searchsorted(ends, starts, side="right")
+    offsets = starts - (ends - lengths)[documents]
+    return np.stack([documents, offsets, np.diff(bounds), starts // context], axis=1)
 
 
 @numba.njit(cache=True)
-def _plan(lengths: Ints, context: int, concat: bool, whole: bool) -> Ints:
-    documents = len(lengths)
+def _plan(lengths: Ints, context: int, whole: bool) -> Ints:
+    documents, count, window, room = len(lengths), 0, 0, context
     pieces = np.empty((documents * 2 + lengths.sum() // context + 2, 4), dtype=np.int64)
-    count, window, room, first = 0, 0, context, 0
-    placed = np.zeros(documents, dtype=np.bool_)
-    carried, offset = -1, 0  # a document that has been cut, and how much of it is placed
-    while True:
-        while first < documents and placed[first]:
-            first += 1
-        if carried >= 0:
-            chosen = carried
-        elif first == documents:
-            break
-        else:
-            chosen, offset = _choose(lengths, placed, first, room, context, concat, whole), 0
-        if chosen < 0:
-            window, room = window + 1, context
-            continue
-        take = min(room, lengths[chosen] - offset)
-        if take > 0:
-            pieces[count] = (chosen, offset, take, window)
-            count += 1
-        placed[chosen], offset, room = True, offset + take, room - take
-        carried = chosen if offset < lengths[chosen] else -1
+    after = np.arange(1, documents + 2)  # the next document that waits; the head is ``documents``
+    after[documents] = 0
+    cost, chosen = np.empty(context + 1), np.empty(context + 1, dtype=np.int64)
+    last, sizes = np.empty(BACK + AHEAD, dtype=np.int64), np.empty(BACK + AHEAD, dtype=np.int64)
+    carried, offset = NOBODY, 0  # a document that has been cut, and how much of it is placed
+    while carried != NOBODY or after[documents] < documents:
+        if carried == NOBODY:
+            fitting, used, document = 0, 0, after[documents]
+            while document < documents and used + lengths[document] <= room:
+                used, fitting, document = used + lengths[document], fitting + 1, after[document]
+            for _ in range(fitting if document == documents else fitting - BACK):  # far from the window's end
+                first = after[documents]
+                count = _put(pieces, count, first, 0, lengths[first], window)
+                room, after[documents] = room - lengths[first], after[first]
+            if after[documents] == documents:
+                break
+            size, document = 0, after[documents]
+            while document < documents and size < min(fitting, BACK) + AHEAD:
+                last[size], sizes[size] = document, lengths[document]
+                size, document = size + 1, after[document]
+            mask, cut = _fill(sizes[:size], min(fitting, BACK), room, context, whole, cost, chosen)
+            before = documents
+            for place in range(size):
+                document = last[place]
+                if mask >> place & 1:
+                    count = _put(pieces, count, document, 0, lengths[document], window)
+                    room -= lengths[document]
+                if mask >> place & 1 or place == cut:
+                    after[before] = after[document]
+                else:
+                    before = document
+            if cut == NOBODY:
+                window, room = window + 1, context
+                continue
+            carried, offset = last[cut], 0
+        take = min(room, lengths[carried] - offset)
+        count = _put(pieces, count, carried, offset, take, window)
+        offset, room = offset + take, room - take
+        if offset == lengths[carried]:
+            carried = NOBODY
         if room == 0:
             window, room = window + 1, context
     return pieces[:count]
 
 
 @numba.njit(cache=True)
-def _choose(
-    lengths: Ints, placed: npt.NDArray[np.bool_], first: int, room: int, context: int, concat: bool, whole: bool
-) -> int:
-    """The next document of a window with ``room`` left; -1: none, the rest is padding."""
-    if concat:
-        return first
-    cut, fits, seen = -1, -1, 0
-    for document in range(first, len(lengths)):
-        if placed[document]:
-            continue
-        seen += 1
-        length = lengths[document]
-        if length <= room or (length > context and 1 - (room - length) // context <= -(-length // context)):
-            if seen == 1 or seen > NEAR:
-                return document  # it fits, or is in no more pieces than it has to be
-            if fits < 0 or length > lengths[fits]:
-                fits = document
-        if cut < 0 and not whole and length * QUARTER >= context:
-            cut = document
-        if seen >= NEAR and fits >= 0:
-            return fits
-        if seen == NEAR and room * PADDED <= context:
-            return -1
-        if seen >= (NEAR if cut >= 0 else FAR):
-            break
-    return fits if fits >= 0 else cut
+def _put(pieces: Ints, count: int, document: int, offset: int, tokens: int, window: int) -> int:
+    if tokens > 0:
+        pieces[count] = (document, offset, tokens, window)
+        count += 1
+    return count
+
+
+@numba.njit(cache=True)
+def _fill(
+    sizes: Ints, fitting: int, room: int, context: int, whole: bool, cost: npt.NDArray[np.float64], chosen: Ints
+) -> tuple[int, int]:
+    """The cheapest end of a window with ``room`` left: bits of those documents that go in, and which one is cut.
+
+    The first ``fitting`` would all fit. ``cost`` and ``chosen`` ``[context + 1]`` are scratch: the cheapest subset of
+    every sum of tokens.
+    """
+    cost[: room + 1] = np.inf
+    cost[0], chosen[0], reached = WAIT * fitting * (fitting + 1) / 2, 0, 0  # of all that wait
+    for place in range(len(sizes)):
+        size = sizes[place]
+        reached = min(room, reached + size) if size <= room else reached
+        for total in range(reached, size - 1, -1):
+            price = cost[total - size] + _price(place, fitting)
+            if price < cost[total]:
+                cost[total], chosen[total] = price, chosen[total - size] | (1 << place)
+    best, mask, cut = np.inf, np.int64(0), NOBODY
+    for total in range(reached + 1):
+        left = room - total
+        price = cost[total] + (PADDED_WHOLE if whole else PADDED) * left / context
+        if price < best:
+            best, mask, cut = price, chosen[total], NOBODY
+        for place in range(len(sizes)):
+            size = sizes[place]
+            if 0 < left < size and not chosen[total] >> place & 1:
+                spare = 1 + -(-(size - left) // context) == -(-size // context)  # no more pieces than it must have
+                price = cost[total] + _price(place, fitting) + (0.0 if spare else CUT)
+                if price < best and (spare or (not whole and size * QUARTER >= context)):
+                    best, mask, cut = price, chosen[total], place
+    return mask, cut
+
+
+@numba.njit(cache=True)
+def _price(place: int, fitting: int) -> float:
+    """What it costs to take a document: less than nothing where it would fit, as then it need not wait."""
+    return -WAIT * (fitting - place) if place < fitting else EARLY * (place - fitting + 1)

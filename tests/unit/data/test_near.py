@@ -11,7 +11,7 @@ from conf.schema import RunConfig
 from data.curate import curate
 from data.near import _neighbours
 from data.stages import serial_units, stage_folders
-from data.steps.minhash import MinHash, shingles, signature
+from data.steps.minhash import WORD, MinHash, _functions, shingles, signature, word_hashes
 from tests.unit.data.samples import make_config
 from tests.unit.data.test_curate import kept, rejected
 
@@ -99,6 +99,39 @@ def test_short_texts(text: str) -> None:
     assert found.size == (max(1, words - 4) if words else 0)
     keys = MinHash(4, 2, 5, 1).keys(found)
     assert (keys == [None] * 4) == (words == 0)
+
+
+def mixed(value: int) -> int:
+    return (value ^ (value >> 29)) * 0xBF58476D1CE4E5B9 % 2**64
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "One two_three  4!", "x" * 300, "Stra\u00dfe \u00c9t\u00e9, na\u00efve \u6f22\u5b57 ab\u200bcd", "end9"]
+)
+def test_hashes_against_a_plain_loop(text: str) -> None:
+    words = []
+    for word in WORD.findall(text.lower()):
+        value = 0xCBF29CE484222325
+        for byte in word.encode():
+            value = (value ^ byte) * 0x100000001B3 % 2**64
+        words.append(mixed(value))
+    assert word_hashes(text).tolist() == words
+    expected = set()
+    for first in range(max(1, len(words) - 2) if words else 0):
+        value = words[first]
+        for word in words[first + 1 : first + 3]:
+            value = (mixed(value) + word) % 2**64
+        expected.add(mixed(value))
+    assert shingles(text, 3).tolist() == sorted(expected)
+
+
+def test_signature_against_a_plain_loop() -> None:
+    found = shingles("to be or not to be that is the question " * 2, 2)
+    factors, offsets = (numbers.tolist() for numbers in _functions(12, 7))
+    expected = [
+        min((value * a + b) % 2**64 for value in found.tolist()) >> 32 for a, b in zip(factors, offsets, strict=True)
+    ]
+    assert signature(found, 12, 7).tolist() == expected
 
 
 def test_equal_values_of_a_signature_estimate_the_similarity() -> None:

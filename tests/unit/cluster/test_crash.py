@@ -1,0 +1,12 @@
+"""Workers and drivers of the data stages killed at random on a cluster that goes on; `benchmarks.crash` kills 200."""
+
+from pathlib import Path
+
+from benchmarks.crash import crash
+from cluster.connection import Connection
+
+
+def test_nothing_is_lost_when_workers_and_drivers_are_killed(ray_cluster: Connection, tmp_path: Path) -> None:
+    tally = crash(ray_cluster.address, tmp_path, kills=4, documents=160)
+    assert (tally.kills, tally.late, tally.different) == (4, [], [])
+    assert tally.redone <= tally.allowed
