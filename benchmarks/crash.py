@@ -12,6 +12,7 @@ driver's death and its successor.
 import argparse
 import fcntl
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -109,7 +110,7 @@ def drive(address: str, root: Path, corpus: Path, log: Path) -> None:
     import ray
 
     cluster = ClusterConfig(workers=2)
-    ray.init(address, log_to_driver=False, logging_level="ERROR")
+    ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
 
     def execute(label: str, function: str, units: list[dict[str, Any]]) -> list[dict[str, Any]]:
         wrapped = [{"unit": unit, "function": function, "log": str(log), "name": label} for unit in units]

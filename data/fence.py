@@ -1,4 +1,4 @@
-"""Who may write into a stage folder: one driver at a time, and units of work only while the driver that sent them lives.
+"""Who may write into a stage folder: one driver at a time, and its units of work for as long as it lives.
 
 A driver holds a lock on the folder for as long as it lives; the kernel lets go when it dies. It also writes a token of
 its own into the folder. A unit carries the token and looks, each time that it is about to make a file appear, whether

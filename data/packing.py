@@ -10,6 +10,8 @@ What a window costs is counted in places: each one that a document waits or come
 kept but for documents that overtake a few others. No token is lost or repeated.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +93,7 @@ def _plan(lengths: Ints, context: int, whole: bool) -> Ints:
 
 
 @numba.njit(cache=True)
-def _put(pieces: Ints, count: int, document: int, offset: int, tokens: int, window: int) -> int:
+def _put(pieces: Ints, count: int, document: int, offset: int, tokens: Any, window: int) -> int:
     if tokens > 0:
         pieces[count] = (document, offset, tokens, window)
         count += 1
@@ -101,7 +103,7 @@ def _put(pieces: Ints, count: int, document: int, offset: int, tokens: int, wind
 @numba.njit(cache=True)
 def _fill(
     sizes: Ints, fitting: int, room: int, context: int, whole: bool, cost: npt.NDArray[np.float64], chosen: Ints
-) -> tuple[int, int]:
+) -> tuple[Any, int]:
     """The cheapest end of a window with ``room`` left: bits of those documents that go in, and which one is cut.
 
     The first ``fitting`` would all fit. ``cost`` and ``chosen`` ``[context + 1]`` are scratch: the cheapest subset of

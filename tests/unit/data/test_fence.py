@@ -57,12 +57,12 @@ def test_on_another_host_the_token_alone_decides(tmp_path: Path, monkeypatch: py
 
 def test_a_new_driver_waits_for_a_rename_and_is_refused_by_a_live_one(tmp_path: Path) -> None:
     with owned(tmp_path, *HELD) as token:
-        with working({"folder": str(tmp_path), "owner": token}), APPEARING.get()(), open(tmp_path / OWNER) as owner:
-            with pytest.raises(BlockingIOError):
-                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        work = {"folder": str(tmp_path), "owner": token}
+        with working(work), APPEARING.get()(), open(tmp_path / OWNER) as owner, pytest.raises(BlockingIOError):
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with pytest.raises(ResourceError, match="in use"), owned(tmp_path, *HELD):
             pass
-        with working({"folder": str(tmp_path), "owner": token}):
+        with working(work):
             write_atomic(tmp_path / "kept", "1")  # the refused driver has changed nothing
 
 

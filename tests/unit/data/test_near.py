@@ -106,7 +106,8 @@ def mixed(value: int) -> int:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "One two_three  4!", "x" * 300, "Stra\u00dfe \u00c9t\u00e9, na\u00efve \u6f22\u5b57 ab\u200bcd", "end9"]
+    "text",
+    ["", "a", "One two_three  4!", "x" * 300, "Stra\u00dfe \u00c9t\u00e9, na\u00efve \u6f22\u5b57 ab\u200bcd", "end9"],
 )
 def test_hashes_against_a_plain_loop(text: str) -> None:
     words = []
