@@ -10,7 +10,7 @@ setup: $(VENV)/.done
 
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt --editable '.[serve,wandb,test]'
+	$(BIN)/pip install --quiet -c constraints.txt --editable '.[images,serve,wandb,test]'
 	touch $@
 
 demo: setup

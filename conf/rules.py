@@ -9,6 +9,7 @@ from pathlib import Path
 from conf.bounds import FRACTIONS, NOT_NEGATIVE, POSITIVE
 from conf.curate import check_curation
 from conf.errors import ConfigError
+from conf.images import check_images
 from conf.schema import CHOICES, RunConfig
 
 
@@ -282,10 +283,9 @@ def _corpus(config: RunConfig) -> None:
         raise ConfigError(
             "data.path", "(empty)", "data.source=path reads your own corpus", "data.path=FILE, FOLDER or GLOB"
         )
-    if data.source == "python_docs" and data.path:
-        raise ConfigError(
-            "data.path", data.path, "data.source=python_docs reads the running Python's own", "add data=path"
-        )
+    if data.source in ("python_docs", "digit_docs") and data.path:
+        rule = f"data.source={data.source} reads what is installed here"
+        raise ConfigError("data.path", data.path, rule, "add data=path")
     if data.context < 2:
         raise ConfigError("data.context", data.context, "a window predicts at least one token", "data.context=512")
     if data.vocab_size < 260 and not data.tokenizer:
@@ -310,6 +310,7 @@ def check(config: RunConfig) -> RunConfig:
     for rule in (_choices, _ranges, _paths, _cluster, _corpus, _model, _sequence, _batch, _experts):
         rule(config)
     check_curation(config.curation)
+    check_images(config)
     return config
 
 

@@ -7,8 +7,9 @@ rules over several fields are in ``conf.rules``.
 
 from dataclasses import dataclass, field
 
-from conf import curate, preselect, serving
+from conf import curate, images, preselect, serving
 from conf.curate import CurationConfig
+from conf.images import ImageTokenizerConfig
 from conf.preselect import LadderConfig, PreSelectConfig
 from conf.serving import GenerateConfig, ServeConfig
 
@@ -26,7 +27,7 @@ STRATEGIES = (
 )
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "data.source": ("python_docs", "debian_docs", "path"),
+    "data.source": ("python_docs", "debian_docs", "digit_docs", "path"),
     "data.format": ("auto", "text", "jsonl", "parquet", "arrow", "warc"),
     "data.attention": ("context", "document", "segment"),
     "data.packing": ("concat", "soft", "whole"),
@@ -42,7 +43,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sequence.topology": ("auto", "port", "ring", "mesh", "two_level"),
     "sequence.backward": ("same", *STRATEGIES[1:]),
     "sequence.layout": ("contiguous", "zigzag"),
-    "trainer.objective": ("tokens", "routers"),
+    "trainer.objective": ("tokens", "routers", images.IMAGES),
     "trainer.precision": ("fp32", "bf16"),
     "trainer.recompute": ("none", "full"),
     "cluster.placement": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
@@ -50,6 +51,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "export.dtype": ("fp32", "bf16"),
     "sweep.early_stop": ("none", "median"),
     **curate.CHOICES,
+    **images.CHOICES,
     **preselect.CHOICES,
     **serving.CHOICES,
 }
@@ -103,6 +105,8 @@ class DataConfig:
     format: str = "auto"
     text_field: str = "text"
     id_field: str = "id"
+    image_field: str = ""  # of records with images: a list of files, data URLs or bytes; empty: text only
+    image_tokenizer: str = ""  # folder of what turns images into tokens; trainer=image_tokenizer puts it there
     limit: int = 0  # documents read, 0: all
     shard_documents: int = 1000  # documents in one unit of work
     context: int = 512  # tokens in one training window
@@ -180,7 +184,7 @@ class TrainerConfig:
     eval_windows: int = 16
     log_every: int = 10  # steps between console lines; the JSONL record has every step
     init_from: str = ""  # Hugging Face folder to start from
-    objective: str = "tokens"  # routers: train auxiliary routers beside the frozen model of init_from
+    objective: str = "tokens"  # routers: auxiliary ones beside the frozen model of init_from; images: their tokenizer
     upcycle_steps: int = 0  # make model.experts from init_from's one a modality; steps until their capacity is model's
     collective_timeout_sec: float = 60.0
 
@@ -231,6 +235,7 @@ class SweepConfig:
     parallel: int = 0  # jobs at a time; 0: as many as the cluster has CPUs for
     early_stop: str = "none"  # median: stop a run that is worse than half of the others at the same step
     grace_steps: int = 0  # no run is stopped before
+    variants: list[str] = field(default_factory=list)  # overrides that belong together; each job runs once with each
 
 
 @dataclass
@@ -243,6 +248,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     curation: CurationConfig = field(default_factory=CurationConfig)
+    image_tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
     order: OrderConfig = field(default_factory=OrderConfig)
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     sequence: SequenceConfig = field(default_factory=SequenceConfig)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from conf.schema import DataConfig
-from data import debian_docs, python_docs
+from data import debian_docs, digit_docs, python_docs
 from data.documents import Document, Skip
 from data.readers import detect_format, find_files, read_file, split_parquet
 
@@ -38,6 +38,10 @@ def open_corpus(config: DataConfig) -> Corpus:
             units = python_docs.slices(config.shard_documents)
             slices = [Slice({"corpus": "python_docs", **unit}, python_docs.inputs([unit])) for unit in units]
             return Corpus(python_docs.LICENCE, python_docs.inputs(units), slices)
+        case "digit_docs":
+            units = digit_docs.slices(config.shard_documents)
+            slices = [Slice({"corpus": "digit_docs", **unit}, [digit_docs.inputs(), unit]) for unit in units]
+            return Corpus(digit_docs.LICENCE, digit_docs.inputs(), slices)
         case "debian_docs":
             return _of_files(config, debian_docs.LICENCE, debian_docs.files(config.path), "text")
         case _:
@@ -49,9 +53,13 @@ def read_slice(unit: dict[str, Any]) -> Iterator[Document | Skip]:
     if unit["corpus"] == "python_docs":
         yield from python_docs.read(unit)
         return
+    if unit["corpus"] == "digit_docs":
+        yield from digit_docs.read(unit)
+        return
     for file in unit["files"]:
         groups = file.get("row_groups")
-        yield from read_file(file["path"], file["name"], unit["format"], unit["text_field"], unit["id_field"], groups)
+        fields = unit["text_field"], unit["id_field"], unit["image_field"]
+        yield from read_file(file["path"], file["name"], unit["format"], *fields, groups)
 
 
 def _of_files(config: DataConfig, licence: str, files: list[dict[str, Any]], form: str) -> Corpus:
@@ -71,7 +79,7 @@ def _of_files(config: DataConfig, licence: str, files: list[dict[str, Any]], for
         groups[-1].append(file)
         size += file["bytes"]
         count += is_text
-    shared = {"format": form, "text_field": config.text_field, "id_field": config.id_field}
+    shared = {"format": form, **{name: getattr(config, name) for name in ("text_field", "id_field", "image_field")}}
     slices = [Slice({"corpus": "files", **shared, "files": group}, [shared, _identity(group)]) for group in groups]
     return Corpus(licence, _identity(files), slices)
 

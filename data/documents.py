@@ -21,10 +21,11 @@ SCHEMA = pa.schema(
         ("url", pa.string()),
         ("metadata", pa.string()),  # a JSON object
         ("scores", pa.map_(pa.string(), pa.float32())),
+        ("images", pa.list_(pa.binary())),  # files that marks in the text stand for (data.images)
     ]
 )
 BATCH_ROWS = 256  # rows of a row group at most
-BATCH_CHARS = 8_000_000  # characters of a row group, about
+BATCH_CHARS = 8_000_000  # characters and bytes of a row group, about
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,15 @@ class Document:
     url: str = ""
     metadata: str = "{}"
     scores: dict[str, float] = field(default_factory=dict)
+    images: tuple[bytes, ...] = ()
 
     def row(self) -> dict[str, Any]:
         """The document as a row of ``SCHEMA``."""
         return {**vars(self), "scores": list(self.scores.items())}
+
+    def size(self) -> int:
+        """Characters and bytes, for the bound on a row group."""
+        return len(self.text) + sum(map(len, self.images))
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ def ingest(config: RunConfig, run_units: RunUnits) -> Manifest:
     """
     data = config.data
     corpus = open_corpus(data)
-    names = ("source", "format", "text_field", "id_field", "limit", "shard_documents")
+    names = ("source", "format", "text_field", "id_field", "image_field", "limit", "shard_documents")
     settings = {name: getattr(data, name) for name in names}
     folder = stage_folders(config).documents
-    stage = Stage("ingest", 2, folder, settings, inputs=corpus.inputs, overwrite=data.overwrite, keyed=True, store=True)
+    stage = Stage("ingest", 3, folder, settings, inputs=corpus.inputs, overwrite=data.overwrite, keyed=True, store=True)
 
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
         shared = {"limit": data.limit, "shard_documents": data.shard_documents}
@@ -86,7 +86,7 @@ def read_unit(work: Unit) -> Unit:
             name = f"parts/{key}-{len(parts):05d}.parquet"
             with row_writer(folder / name, SCHEMA) as rows:
                 for document in itertools.chain([first], itertools.islice(documents, work["shard_documents"] - 1)):
-                    rows.add(document.row(), len(document.text))
+                    rows.add(document.row(), document.size())
             parts.append({"file": name, "documents": rows.count})
     files = record_files(folder, [skips, *(part["file"] for part in parts)])
     return {"parts": parts, "skips": skips, "skipped": dict(sorted(skipped.items())), "files": files}

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from conf.errors import ConfigError, DataError
-from data.permutation import permute
+from data.permutation import in_epochs, permute
 from data.shards import PADDING, Shards
 
 Ints = npt.NDArray[np.int64]
@@ -80,11 +80,7 @@ class Loader:
 
     def train_order(self, positions: Ints) -> Ints:
         """Windows at global positions of the training stream."""
-        epochs, within = np.divmod(positions, self.train_windows)
-        chosen = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            chosen[here] = permute(within[here], self.train_windows, self.seed, int(epoch))
+        chosen = in_epochs(positions, self.train_windows, self.seed)
         return permute(chosen, len(self.shards), HELD_OUT_KEY)
 
     def _read(self, windows: Ints) -> Batch:

@@ -19,16 +19,29 @@ from conf.errors import DataError
 from conf.schema import RunConfig
 from data.documents import read_texts
 from data.files import atomic_path, file_digest
+from data.images import CONFIG as IMAGE_CONFIG
+from data.images import WEIGHTS as IMAGE_WEIGHTS
+from data.images import image_tokenizer_digest, interleave, read_codes, read_image_spec, without_marks
 from data.manifest import Manifest, read_manifest
 from data.order import ORDER, STARTS
 from data.permutation import permute
 from data.shards import shard_names, token_dtype, write_array, write_shard
 from data.stages import RunUnits, Stage, Unit, collect_files, record_files, run_stage, stage_folders, unit
-from data.tokenize import SETTINGS, TOKENIZER, copy_tokenizer, load_tokenizer, tokenizer_file, train_tokenizer
+from data.tokenize import (
+    IMAGE_TOKENIZER,
+    SETTINGS,
+    TOKENIZER,
+    add_images,
+    copy_tokenizer,
+    load_tokenizer,
+    tokenizer_file,
+    train_tokenizer,
+)
 
 TRAINING_CHARS = 4_000_000  # of the corpus that a tokenizer is trained on, at most; more changes few merges
 TRAINING_TEXT = 20_000  # of one document
 BLOCK, UNSORTED_KEY = 64, 0x0DD  # documents that are drawn together for unsorted windows
+ENCODE_UNIT = "models.image_codes:encode_unit"  # by name: what turns images into codes needs torch, which no data does
 BATCH, BATCH_CHARS = 64, 1_000_000  # documents and characters, about, that are encoded together
 
 
@@ -46,7 +59,8 @@ def pack(config: RunConfig, run_units: RunUnits) -> Manifest:
     if ancestors != [curated.fingerprint]:
         raise stale(folders.ordered, ancestors, curated)
     tokenizer = make_tokenizer(config, curated, run_units)
-    tokenized = tokenize(config, curated, tokenizer, run_units)
+    images = encode_images(config, curated, run_units)
+    tokenized = tokenize(config, curated, tokenizer, images, run_units)
     digest = tokenizer.files[TOKENIZER]["sha256"]
     settings = {
         "context": config.data.context,
@@ -62,6 +76,7 @@ def pack(config: RunConfig, run_units: RunUnits) -> Manifest:
         documents, size = ordered.figures["documents"], config.data.shard_documents
         figures = {name: tokenizer.figures[name] for name in ("vocab_size", "eos_id", "pad_id")}
         shared = {
+            "images": tokenizer.figures["images"],
             **figures,
             "context": config.data.context,
             "packing": config.data.packing,
@@ -91,7 +106,11 @@ def stale(folder: Path, ancestors: list[str], curated: Manifest) -> DataError:
 
 
 def make_tokenizer(config: RunConfig, curated: Manifest, run_units: RunUnits) -> Manifest:
-    """Trains or copies the tokenizer into ``{data.dir}/tokenizer``. Figures: ``vocab_size``, ``eos_id``, ``pad_id``."""
+    """Trains or copies the tokenizer into ``{data.dir}/tokenizer``, and gives it ids for images.
+
+    Figures: ``vocab_size``, ``eos_id``, ``pad_id``, ``images`` (ids of begin and end of an image, or none). Raises
+    DataError where an image does not fit in a window.
+    """
     folders, data = stage_folders(config), config.data
     if data.tokenizer:
         file = tokenizer_file(data.tokenizer)
@@ -102,7 +121,14 @@ def make_tokenizer(config: RunConfig, curated: Manifest, run_units: RunUnits) ->
         settings, parent = {"vocab_size": data.vocab_size}, curated
         parts = [str(folders.curated / part["file"]) for part in curated.figures["parts"]]
         work = {"vocab_size": data.vocab_size, "parts": parts, "chars": curated.figures["chars_kept"]}
-    stage = Stage("tokenizer", 1, folders.tokenizer, settings, parent, overwrite=data.overwrite)
+    if data.image_tokenizer:
+        spec = read_image_spec(data.image_tokenizer)
+        if spec.tokens + 2 > data.context:
+            rule = f"a window holds an image whole: {spec.tokens} tokens, its begin and its end"
+            raise DataError("data.context", data.context, rule, f"data.context={spec.tokens + 2} or more")
+        settings |= {"images": image_tokenizer_digest(data.image_tokenizer)}
+        work |= {"image_tokenizer": str(Path(data.image_tokenizer).expanduser().absolute()), "codes": spec.codes}
+    stage = Stage("tokenizer", 2, folders.tokenizer, settings, parent, overwrite=data.overwrite)
 
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
         [result] = run_units("pack: tokenizer", "data.pack:tokenizer_unit", stage.units("tokenizer", [work]))
@@ -120,22 +146,50 @@ def tokenizer_unit(work: Unit) -> Unit:
     else:
         step = max(1, work["chars"] // TRAINING_CHARS)
         texts = itertools.chain.from_iterable(read_texts(part) for part in work["parts"])
+        texts = map(without_marks, texts) if "image_tokenizer" in work else texts
         sample = (text[:TRAINING_TEXT] for text in itertools.islice(texts, 0, None, step))
         train_tokenizer(sample, work["vocab_size"], folder)
+    names = [TOKENIZER, SETTINGS]
+    if "image_tokenizer" in work:
+        add_images(folder, work["image_tokenizer"], work["codes"])
+        names += [f"{IMAGE_TOKENIZER}/{name}" for name in (IMAGE_CONFIG, IMAGE_WEIGHTS)]
     tokenizer = load_tokenizer(folder)
     figures = {name: getattr(tokenizer, name) for name in ("vocab_size", "eos_id", "pad_id")}
-    return {"figures": figures, "files": record_files(folder, [TOKENIZER, SETTINGS])}
+    figures["images"] = [tokenizer.images.begin, tokenizer.images.end] if tokenizer.images else []
+    return {"figures": figures, "files": record_files(folder, names)}
 
 
-def tokenize(config: RunConfig, curated: Manifest, tokenizer: Manifest, run_units: RunUnits) -> Manifest:
+def encode_images(config: RunConfig, curated: Manifest, run_units: RunUnits) -> Manifest | None:
+    """Turns the documents' images into codes in ``{data.dir}/image_codes``; None for a corpus of text alone."""
+    data, folders = config.data, stage_folders(config)
+    if not data.image_tokenizer:
+        return None
+    settings = image_tokenizer_digest(data.image_tokenizer)
+    stage = Stage("images", 1, folders.image_codes, settings, curated, overwrite=data.overwrite)
+
+    def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
+        where = {"image_tokenizer": str(Path(data.image_tokenizer).expanduser().absolute())}
+        shared = {**where, "curated": str(folders.curated)}
+        parts = enumerate(curated.figures["parts"])
+        work = [{**shared, "index": index, "file": part["file"]} for index, part in parts]
+        results = run_units("pack: images", ENCODE_UNIT, stage.units("images", work))
+        return {"images": sum(result["images"] for result in results)}, collect_files(results)
+
+    return run_stage(stage, body)
+
+
+def tokenize(
+    config: RunConfig, curated: Manifest, tokenizer: Manifest, images: Manifest | None, run_units: RunUnits
+) -> Manifest:
     """Tokenises the curated parts into ``{data.dir}/tokenized``. Figures: ``documents``, ``tokens``, ``parts``."""
     folders = stage_folders(config)
-    settings = {"tokenizer": tokenizer.files[TOKENIZER]["sha256"]}
-    stage = Stage("tokenize", 1, folders.tokenized, settings, curated, overwrite=config.data.overwrite)
+    settings = {"tokenizer": tokenizer.files[TOKENIZER]["sha256"], "images": images.fingerprint if images else ""}
+    stage = Stage("tokenize", 2, folders.tokenized, settings, curated, overwrite=config.data.overwrite)
 
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
         parts = curated.figures["parts"]
         shared = {"tokenizer": str(folders.tokenizer), "curated": str(folders.curated)}
+        shared["image_codes"] = str(folders.image_codes) if images else ""
         work = [{**shared, "index": index, "file": part["file"]} for index, part in enumerate(parts)]
         results = run_units("pack: tokenize", "data.pack:tokenize_unit", stage.units("tokenize", work))
         dtype = token_dtype(tokenizer.figures["vocab_size"])
@@ -167,14 +221,15 @@ def batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 @unit
 def tokenize_unit(work: Unit) -> Unit:
-    """Tokenises one curated part, an end token after each document. Memory: one batch."""
+    """Tokenises one curated part, an end token after each document. Memory: one batch, and the part's image codes."""
     folder, names = Path(work["folder"]), part_names(work["index"])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker is one of several on the machine
     tokenizer = load_tokenizer(work["tokenizer"])
     dtype, lengths = token_dtype(tokenizer.vocab_size), [0]
+    codes = read_codes(work["image_codes"], work["index"]) if work["image_codes"] else {}
     with atomic_path(folder / names[0]) as temporary, open(temporary, "wb") as file:
         for texts in batches(read_texts(Path(work["curated"]) / work["file"])):
-            for ids in tokenizer.encode_batch(texts):
+            for ids in interleave(tokenizer, texts, codes):
                 file.write(np.array([*ids, tokenizer.eos_id], dtype=dtype).tobytes())
                 lengths.append(len(ids) + 1)
     write_array(folder / names[1], np.cumsum(lengths, dtype=np.int64))
@@ -192,7 +247,8 @@ def pack_unit(work: Unit) -> Unit:
     joined = np.append(False, np.diff(places) == 1) & ~np.asarray(starts[places])
     names = ("context", "vocab_size", "pad_id", "packing")
     sizes = [work[name] for name in names]
-    counts = write_shard(work["folder"], work["index"], documents, *sizes, runs=np.cumsum(~joined))
+    runs, images = np.cumsum(~joined), tuple(work["images"])
+    counts = write_shard(work["folder"], work["index"], documents, *sizes, runs=runs, images=images)
     return {**counts, "files": record_files(work["folder"], shard_names(work["index"]))}
 
 

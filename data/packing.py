@@ -6,6 +6,8 @@
   instead, at a price. So documents under a quarter of the window are never cut, and little is padded.
 - ``whole``: the same, and no document is cut that fits in a window.
 
+Images are never cut: a window ends before an image that it cannot hold, and is padded.
+
 What a window costs is counted in places: each one that a document waits or comes early, padding and cuts. The order is
 kept but for documents that overtake a few others. No token is lost or repeated.
 """
@@ -26,27 +28,55 @@ NOBODY = -1
 Ints = npt.NDArray[np.int64]
 
 
-def plan(lengths: Ints, context: int, packing: str) -> Ints:
-    """Pieces int64 ``[pieces, 4]``: document, offset in it, tokens, window; by window, then by place in it."""
+def plan(lengths: Ints, context: int, packing: str, images: tuple[Ints, Ints] | None = None) -> Ints:
+    """Pieces int64 ``[pieces, 4]``: document, offset in it, tokens, window; by window, then by place in it.
+
+    ``images``: where spans start and where they are over that are not cut, sorted, counted through all documents; each
+    fits in a window.
+    """
     lengths = np.asarray(lengths, dtype=np.int64)
+    starts, ends = images if images is not None else (np.zeros(0, dtype=np.int64),) * 2
+    assert len(starts) == 0 or (ends - starts).max() <= context, "a window holds every image whole"
     if packing == "concat":
-        return _concat(lengths, context)
-    return _plan(lengths, context, packing == "whole")
+        return _concat(lengths, context, starts, ends)
+    return _plan(lengths, context, packing == "whole", starts, ends)
 
 
-def _concat(lengths: Ints, context: int) -> Ints:
-    ends = np.cumsum(lengths)
-    bounds = np.unique(np.concatenate([[0], ends, np.arange(0, lengths.sum(), context)]))
-    starts = bounds[:-1]
-    documents = np.searchsorted(ends, starts, side="right")
-    offsets = starts - (ends - lengths)[documents]
-    return np.stack([documents, offsets, np.diff(bounds), starts // context], axis=1)
+def _concat(lengths: Ints, context: int, starts: Ints, ends: Ints) -> Ints:
+    documents_end = np.cumsum(lengths)
+    windows = _window_starts(int(lengths.sum()), context, starts, ends)
+    bounds = np.unique(np.concatenate([[0], documents_end, windows]))
+    pieces = bounds[:-1]
+    documents = np.searchsorted(documents_end, pieces, side="right")
+    offsets = pieces - (documents_end - lengths)[documents]
+    return np.stack(
+        [documents, offsets, np.diff(bounds), np.searchsorted(windows, pieces, side="right") - 1], axis=1
+    )
 
 
 @numba.njit(cache=True)
-def _plan(lengths: Ints, context: int, whole: bool) -> Ints:
+def _window_starts(tokens: int, context: int, starts: Ints, ends: Ints) -> Ints:
+    """Where windows of documents without gaps begin."""
+    found = np.empty(tokens // context + len(starts) + 1, dtype=np.int64)
+    count, place = 0, 0
+    while place < tokens:
+        found[count] = place
+        count, place = count + 1, _before_image(place + context, starts, ends)
+    return found[:count]
+
+
+@numba.njit(cache=True)
+def _before_image(place: Any, starts: Ints, ends: Ints) -> Any:
+    """``place``, or the start of the image that it is inside of."""
+    image = np.searchsorted(starts, place) - 1  # the last that starts before it
+    return starts[image] if image >= 0 and place < ends[image] else place
+
+
+@numba.njit(cache=True)
+def _plan(lengths: Ints, context: int, whole: bool, starts: Ints, ends: Ints) -> Ints:
     documents, count, window, room = len(lengths), 0, 0, context
-    pieces = np.empty((documents * 2 + lengths.sum() // context + 2, 4), dtype=np.int64)
+    firsts = np.cumsum(lengths) - lengths  # of the documents, counted through all
+    pieces = np.empty((documents * 2 + lengths.sum() // context + len(starts) + 2, 4), dtype=np.int64)
     after = np.arange(1, documents + 2)  # the next document that waits; the head is ``documents``
     after[documents] = 0
     cost, chosen = np.empty(context + 1), np.empty(context + 1, dtype=np.int64)
@@ -82,7 +112,10 @@ def _plan(lengths: Ints, context: int, whole: bool) -> Ints:
                 window, room = window + 1, context
                 continue
             carried, offset = last[cut], 0
-        take = min(room, lengths[carried] - offset)
+        place = firsts[carried] + offset
+        end = place + min(room, lengths[carried] - offset)
+        take = _before_image(end, starts, ends) - place
+        room = room if place + take == end else take  # what an image leaves free is padding
         count = _put(pieces, count, carried, offset, take, window)
         offset, room = offset + take, room - take
         if offset == lengths[carried]:

@@ -41,3 +41,13 @@ def _feistel(x: npt.NDArray[np.uint64], keys: list[npt.NDArray[np.uint64]], half
     for key in keys:
         left, right = right, left ^ (mix(right + key) & mask)
     return (left << shift) | right
+
+
+def in_epochs(positions: Ints, size: int, seed: int) -> Ints:
+    """Items of 0..size-1 at positions of an endless stream that has each once an epoch, every epoch shuffled anew."""
+    epochs, within = np.divmod(positions, size)
+    chosen = np.empty_like(positions)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        chosen[here] = permute(within[here], size, seed, int(epoch))
+    return chosen

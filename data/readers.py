@@ -5,10 +5,12 @@ A reader yields documents and skips; it never raises for what is inside a file. 
 the documents before the break and one skip.
 """
 
+import base64
 import glob
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +21,7 @@ import pyarrow.parquet as pq
 from conf.errors import DataError
 from data.archives import read_archive
 from data.documents import Document, Skip
+from data.images import BadImage, attach
 
 CHUNK = 1 << 20  # bytes read at once
 MAX_RECORD = 64 << 20  # bytes of one document or JSON line; a longer one is skipped
@@ -27,6 +30,16 @@ FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": 
 FORMATS |= {".arrow": "arrow", ".warc": "warc", ".wet": "warc"}
 NO_DATA = {"dataset_info.json", "state.json", "dataset_dict.json"}  # what Hugging Face datasets writes beside the data
 Records = Iterator[Document | Skip]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What records call their text, their id and their images, and the folder that paths of images start from."""
+
+    text: str
+    id: str
+    images: str
+    folder: str
 
 
 def detect_format(name: str, wanted: str = "auto") -> str:
@@ -125,20 +138,23 @@ def read_file(
     form: str,
     text_field: str = "text",
     id_field: str = "id",
+    image_field: str = "",
     row_groups: tuple[int, int] | None = None,
 ) -> Records:
     """Documents and skips of one file in the given format (``auto`` looks at the name).
 
-    ``row_groups``: of a Parquet file, from the first to before the second only.
+    ``image_field``: of records that hold images (see ``data.images.attach``); empty: text only. ``row_groups``: of a
+    Parquet file, from the first to before the second only.
     """
+    fields = Fields(text_field, id_field, image_field, path.rpartition("/")[0])
     try:
         match detect_format(name, form):
             case "jsonl":
-                yield from _read_jsonl(path, name, text_field, id_field)
+                yield from _read_jsonl(path, name, fields)
             case "parquet":
-                yield from _read_parquet(path, name, text_field, id_field, row_groups)
+                yield from _read_parquet(path, name, fields, row_groups)
             case "arrow":
-                yield from _read_arrow(path, name, text_field, id_field)
+                yield from _read_arrow(path, name, fields)
             case "warc":
                 yield from read_archive(open_file(path), name)
             case _:
@@ -194,7 +210,7 @@ def _lines(path: str) -> Iterator[bytes | None]:
         yield None if skipping else bytes(rest)
 
 
-def _read_jsonl(path: str, name: str, text_field: str, id_field: str) -> Records:
+def _read_jsonl(path: str, name: str, fields: Fields) -> Records:
     for number, line in enumerate(_lines(path), start=1):
         where = f"{name}:{number}"
         if line is None:
@@ -204,11 +220,11 @@ def _read_jsonl(path: str, name: str, text_field: str, id_field: str) -> Records
             return
         elif line.strip():
             try:
-                fields = json.loads(decode(line))
+                row = json.loads(decode(line))
             except (ValueError, RecursionError) as error:
                 yield Skip(where, name, "invalid_json", str(error)[:200])
                 continue
-            yield _record(fields, where, name, text_field, id_field)
+            yield _record(row, where, name, fields)
 
 
 def split_parquet(path: str, size: int) -> list[tuple[int, int]]:
@@ -227,47 +243,74 @@ def split_parquet(path: str, size: int) -> list[tuple[int, int]]:
     return list(zip(cuts, [*cuts[1:], len(groups)], strict=True))
 
 
-def _read_parquet(path: str, name: str, text_field: str, id_field: str, row_groups: tuple[int, int] | None) -> Records:
+def _read_parquet(path: str, name: str, fields: Fields, row_groups: tuple[int, int] | None) -> Records:
     with open_file(path) as raw, pq.ParquetFile(raw) as file:
-        if text_field not in file.schema_arrow.names:
+        if fields.text not in file.schema_arrow.names:
             yield Skip(name, name, "no_text_field", f"columns: {', '.join(file.schema_arrow.names)}"[:200])
             return
         first, last = row_groups or (0, file.num_row_groups)
-        row = sum(file.metadata.row_group(group).num_rows for group in range(first))
+        number = sum(file.metadata.row_group(group).num_rows for group in range(first))
         for batch in file.iter_batches(batch_size=64, row_groups=list(range(first, last))):
-            for fields in batch.to_pylist():
-                row += 1
-                yield _record(fields, f"{name}:{row}", name, text_field, id_field)
+            for row in batch.to_pylist():
+                number += 1
+                yield _record(row, f"{name}:{number}", name, fields)
 
 
-def _read_arrow(path: str, name: str, text_field: str, id_field: str) -> Records:
+def _read_arrow(path: str, name: str, fields: Fields) -> Records:
     """A file of a Hugging Face dataset as ``save_to_disk`` writes it: an Arrow stream."""
-    row = 0
+    number = 0
     with open_file(path) as raw, pa.ipc.open_stream(raw) as batches:
         for batch in batches:
             for start in range(0, batch.num_rows, 64):
-                for fields in batch.slice(start, 64).to_pylist():
-                    row += 1
-                    yield _record(fields, f"{name}:{row}", name, text_field, id_field)
+                for row in batch.slice(start, 64).to_pylist():
+                    number += 1
+                    yield _record(row, f"{name}:{number}", name, fields)
 
 
-def _record(fields: Any, where: str, name: str, text_field: str, id_field: str) -> Document | Skip:
+def _record(row: Any, where: str, name: str, fields: Fields) -> Document | Skip:
     """A document of a JSON object or a Parquet row: its other fields become metadata."""
-    if not isinstance(fields, dict):
+    if not isinstance(row, dict):
         return Skip(where, name, "invalid_json", "not an object")
-    text = fields.get(text_field)
+    text = row.get(fields.text)
     if not isinstance(text, str):
         reason = "no_text_field" if text is None else "text_is_no_string"
-        return Skip(where, name, reason, f"fields: {', '.join(map(str, fields))}"[:200])
-    given, url = fields.get(id_field), fields.get("url")
-    rest = {k: v for k, v in fields.items() if k not in (text_field, id_field, "url")}
-    return Document(
+        return Skip(where, name, reason, f"fields: {', '.join(map(str, row))}"[:200])
+    given, url = row.get(fields.id), row.get("url")
+    known = {fields.text, fields.id, fields.images, "url"}
+    document = Document(
         id=encodable(str(given)) if given is not None else where,
         text=encodable(text),
         source=name,
         url=encodable(url) if isinstance(url, str) else "",
-        metadata=json.dumps(rest, sort_keys=True, default=str),
+        metadata=json.dumps({k: v for k, v in row.items() if k not in known}, sort_keys=True, default=str),
     )
+    if not fields.images:
+        return document
+    try:
+        return attach(document, [_image_bytes(image, fields.folder) for image in row.get(fields.images) or []])
+    except BadImage as error:
+        return Skip(where, name, error.reason, str(error)[:200])
+
+
+def _image_bytes(image: Any, folder: str) -> bytes:
+    """An image as a file's bytes: bytes, base64 in a data URL, a path or URL (relative ones to the file that names it),
+    or ``{bytes, path}`` as Hugging Face datasets store it. Raises BadImage."""
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, bytes):
+        return image
+    if not isinstance(image, str):
+        raise BadImage("broken_image", f"neither bytes nor a path: {type(image).__name__}")
+    try:
+        if image.startswith("data:"):
+            return base64.b64decode(image.partition(",")[2], validate=True)
+        with open_file(image if is_url(image) or image.startswith("/") else f"{folder}/{image}") as file:
+            content = file.read(MAX_RECORD + 1)
+    except (OSError, ValueError) as error:
+        raise BadImage("broken_image", f"{image[:80]}: {error}") from error
+    if len(content) > MAX_RECORD:
+        raise BadImage("record_too_long", f"{image[:80]}: more than {MAX_RECORD} bytes")
+    return content
 
 
 def encodable(text: str) -> str:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from conf.errors import DataError
 from data.files import atomic_path
+from data.images import image_spans
 from data.manifest import Manifest, broken_files, read_manifest
 from data.packing import plan
 
@@ -46,16 +47,19 @@ def write_shard(
     pad_id: int,
     packing: str = "concat",
     runs: npt.NDArray[Any] | None = None,
+    images: tuple[int, ...] = (),
 ) -> dict[str, int]:
     """Writes one shard: the documents' tokens in windows of ``context``, placed as ``data.packing`` says.
 
     ``documents`` yields (document number, tokens, which may be mapped); ``runs`` names each one's run of related
-    documents (none: each is alone). Returns the numbers of ``windows``, of ``tokens`` (without padding) and of
-    documents ``cut`` into more pieces than their length asks for. A shard without tokens has no windows.
+    documents (none: each is alone); ``images`` are the ids of begin and end of an image, which is never cut. Returns
+    the numbers of ``windows``, of ``tokens`` (without padding) and of documents ``cut`` into more pieces than their
+    length asks for. A shard without tokens has no windows.
     """
     names, dtype, rows = [Path(folder) / name for name in shard_names(number)], token_dtype(vocab_size), list(documents)
     lengths = np.array([len(tokens) for _, tokens in rows], dtype=np.int64)
-    pieces = plan(lengths, context, packing)
+    whole = image_spans(np.concatenate([tokens for _, tokens in rows]), *images) if images and rows else None
+    pieces = plan(lengths, context, packing, whole)
     windows = int(pieces[-1, 3]) + 1 if len(pieces) else 0
     spans: list[tuple[int, int, int, int, int]] = []
     with atomic_path(names[0]) as temporary, open(temporary, "wb") as file:

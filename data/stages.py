@@ -54,6 +54,7 @@ class StageFolders:
     annotated: Path
     embedded: Path
     tokenized: Path
+    image_codes: Path
 
 
 def stage_folders(config: RunConfig) -> StageFolders:
@@ -69,6 +70,7 @@ def stage_folders(config: RunConfig) -> StageFolders:
         annotated=root / "annotated",
         embedded=root / "embedded",
         tokenized=root / "tokenized",
+        image_codes=root / "image_codes",
     )
 
 

@@ -6,11 +6,12 @@ Hugging Face tokenizers; ``transformers.AutoTokenizer`` reads the folders that a
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from conf.errors import DataError
 from data.files import file_digest, read_json, write_atomic
@@ -20,14 +21,30 @@ PAD = "<|pad|>"
 KNOWN_ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|eot_id|>")  # where tokenizer_config.json names none
 KNOWN_PADS = (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+BEGIN_IMAGE, END_IMAGE, IMAGE_CODE = "<|image_begin|>", "<|image_end|>", "<|image_code_{}|>"
+IMAGE_TOKENIZER = "image_tokenizer"  # folder beside tokenizer.json, where images are part of the vocabulary
+
+
+@dataclass(frozen=True)
+class ImageIds:
+    """Where images lie in a vocabulary: their begin and end, and ``codes`` ids from ``first`` on."""
+
+    begin: int
+    end: int
+    first: int
+    codes: int
 
 
 class Tokenizer:
-    """Text to token ids and back. ``digest`` is the SHA-256 of tokenizer.json."""
+    """Text to token ids and back. ``digest`` is the SHA-256 of tokenizer.json.
+
+    ``images`` says where images lie in the vocabulary; None: it has none.
+    """
 
     def __init__(self, fast: FastTokenizer, eos_id: int, pad_id: int, digest: str) -> None:
         self.fast, self.eos_id, self.pad_id, self.digest = fast, eos_id, pad_id, digest
         self.vocab_size = max(fast.get_vocab(with_added_tokens=True).values()) + 1
+        self.images = _image_ids(fast, self.vocab_size)
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Token ids of a text, without any added at its ends.
@@ -118,6 +135,36 @@ def copy_tokenizer(source: str | Path, folder: str | Path) -> None:
     eos, pad = (tokenizer.fast.id_to_token(i) for i in (tokenizer.eos_id, tokenizer.pad_id))
     settings = {"bos_token": eos, **settings, "eos_token": eos, "pad_token": pad}
     write_tokenizer(folder, file.read_bytes(), settings)
+    if (images := file.parent / IMAGE_TOKENIZER).is_dir():
+        copy_files(images, Path(folder) / IMAGE_TOKENIZER)
+
+
+def add_images(folder: str | Path, image_tokenizer: str | Path, codes: int) -> None:
+    """Gives the tokenizer in a folder ids for images, last in its vocabulary, and a copy of their tokenizer.
+
+    Raises DataError for a vocabulary that has images already.
+    """
+    folder, source = Path(folder), Path(image_tokenizer).expanduser()
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.images is not None:
+        rule = "images are added to the vocabulary of text"
+        raise DataError("data.tokenizer", f"{tokenizer.images.codes} codes of images", rule, "a tokenizer of text")
+    names = [BEGIN_IMAGE, END_IMAGE, *map(IMAGE_CODE.format, range(codes))]
+    tokenizer.fast.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    write_tokenizer(folder, tokenizer.fast.to_str(pretty=True), read_json(folder / SETTINGS))
+    copy_files(source, folder / IMAGE_TOKENIZER)
+
+
+def copy_files(source: Path, folder: Path) -> None:
+    """Copies the files of a folder, each whole or not at all."""
+    for file in sorted(source.iterdir()):
+        if file.is_file():
+            write_atomic(folder / file.name, file.read_bytes())
+
+
+def _image_ids(fast: FastTokenizer, vocab_size: int) -> ImageIds | None:
+    begin, end, first = (fast.token_to_id(name) for name in (BEGIN_IMAGE, END_IMAGE, IMAGE_CODE.format(0)))
+    return None if begin is None or end is None or first is None else ImageIds(begin, end, first, vocab_size - first)
 
 
 def _special(fast: FastTokenizer, named: Any, known: Sequence[str]) -> int | None:

@@ -30,7 +30,7 @@ def load_sweep(arguments: Sequence[str]) -> tuple[RunConfig, list[str]]:
     ``hydra.*`` and ``hydra/*`` pass through to Hydra.
 
     Raises:
-        ConfigError: as ``load_config`` does, for every value of every choice; nothing varies.
+        ConfigError: as ``load_config`` does, for every value of every choice and every variant; nothing varies.
     """
     first, fixed = [], []
     for override in (parse_override(a) for a in arguments if not a.startswith(("hydra.", "hydra/", "+hydra."))):
@@ -42,10 +42,13 @@ def load_sweep(arguments: Sequence[str]) -> tuple[RunConfig, list[str]]:
         for value in values:
             check_override(parse_override(value))
         first.append(values[0])
-    if len(first) == len(fixed):
+    config = load_config(first)
+    for variant in config.sweep.variants:
+        load_config([*first, *variant.split()])
+    if len(first) == len(fixed) and not config.sweep.variants:
         rule = "at least one key has several values"
         raise ConfigError("sweep", " ".join(arguments), rule, "sundog sweep trainer.lr=1e-3,3e-3, or sundog train")
-    return load_config(first), fixed
+    return config, fixed
 
 
 def _values(override: Override) -> Iterator[str]:

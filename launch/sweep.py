@@ -69,8 +69,13 @@ class Sweep:
         self._values: dict[str, dict[int, float]] = {}  # run folder -> step -> metric
 
     def batch(self, batch: Sequence[Sequence[str]]) -> list[float | Exception]:
-        """Run jobs side by side; for each its metric, or why it has none. Returns when all have ended."""
-        jobs = [self._job(list(overrides)) for overrides in batch]
+        """Run jobs side by side, each proposal once with every variant; returns when all have ended.
+
+        For each proposal its metric, the mean over the variants, or why it has none.
+        """
+        variants = [variant.split() for variant in self._settings.variants] or [[]]
+        proposals = [[self._job([*overrides, *variant]) for variant in variants] for overrides in batch]
+        jobs = [job for proposal in proposals for job in proposal]
         self.jobs += jobs
         with ThreadPoolExecutor(self._parallel, thread_name_prefix="sweep") as pool:
             running = [pool.submit(self._follow, job) for job in jobs]
@@ -80,7 +85,7 @@ class Sweep:
         for future in running:
             future.result()  # a bug in this module must not look like a failed job
         self.refresh()
-        return [self._outcome(job) for job in jobs]
+        return [self._outcome(proposal) for proposal in proposals]
 
     def _job(self, overrides: list[str]) -> Job:
         own = [override for override in overrides if override.partition("=")[0] not in self._fixed]
@@ -149,9 +154,11 @@ class Sweep:
         write_atomic(self.folder / RESULTS, json.dumps(record, indent=1) + "\n")
         self._show(self.jobs)
 
-    def _outcome(self, job: Job) -> float | Exception:
-        if job.state in ("done", "pruned") and job.value is not None:
-            return job.value
+    def _outcome(self, jobs: list[Job]) -> float | Exception:
+        values = [job.value for job in jobs if job.state in ("done", "pruned") and job.value is not None]
+        if len(values) == len(jobs):
+            return statistics.mean(values)
+        job = next(job for job in jobs if job.state not in ("done", "pruned") or job.value is None)
         return JobFailed(f"{job.label}: {job.state} {job.message}")
 
 

@@ -12,8 +12,10 @@ from typing import Any
 from cluster.connection import connect
 from cluster.supervisor import supervise
 from conf.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, ConfigError, DataError, SundogError
+from conf.images import IMAGES, check_image_training
 from conf.schema import RunConfig
 from data.files import exclusive, write_atomic
+from data.manifest import read_manifest
 from data.shards import open_shards
 from data.stages import stage_folders
 from launch.plan import describe_mesh, describe_model
@@ -21,17 +23,26 @@ from launch.preflight import dump
 from launch.signals import stop_requests
 from trainers.console import show
 
+RANK_FUNCTIONS = {IMAGES: "trainers.image_tokenizer:run"}  # by trainer.objective; all others:
 RANK_FUNCTION = "trainers.pretrain:run"
 
 
 def prepare(config: RunConfig) -> None:
     """Write the config into the run folder and say what is about to start; fail early when the data is not there."""
-    run_dir, packed = Path(config.run_dir), stage_folders(config).packed
-    shards = open_shards(packed)
+    run_dir, folders = Path(config.run_dir), stage_folders(config)
+    if config.trainer.objective == IMAGES:
+        check_image_training(config)
+        documents = read_manifest(folders.curated, command="curate").figures["kept"]
+        lines = [f"data   images of {documents:,} documents from {folders.curated}"]
+    else:
+        shards = open_shards(folders.packed)
+        lines = [
+            f"model  {describe_model(config, shards.vocab_size)}",
+            f"mesh   {describe_mesh(config)}",
+            f"data   {len(shards):,} windows of {shards.context} tokens from {folders.packed}",
+        ]
     write_atomic(run_dir / "config.yaml", dump(config))
-    print(f"model  {describe_model(config, shards.vocab_size)}")
-    print(f"mesh   {describe_mesh(config)}")
-    print(f"data   {len(shards):,} windows of {shards.context} tokens from {packed}")
+    print("\n".join(lines))
     print(f"run    {run_dir}", flush=True)
 
 
@@ -51,9 +62,10 @@ def train(config: RunConfig) -> dict[str, Any]:
     with exclusive(config.run_dir, rule, fix), stop_requests() as stops, refused_leaves_no_trace(Path(config.run_dir)):
         prepare(config)
         write_status(config, "running")
+        function = RANK_FUNCTIONS.get(config.trainer.objective, RANK_FUNCTION)
         try:
             with connect(config.cluster):
-                result = supervise(config, RANK_FUNCTION, on_event=show, stop=lambda: len(stops))
+                result = supervise(config, function, on_event=show, stop=lambda: len(stops))
         except BaseException as error:
             code = error.exit_code if isinstance(error, SundogError) else EXIT_BUG
             write_status(config, "failed", exit_code=code, error=str(error))

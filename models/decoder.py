@@ -30,6 +30,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.control = Routing()
+        self.seen: Tensor | None = None  # of the last call with labels, see ``_by_modality``
         self.embed = nn.Embedding(spec.vocab_size, spec.dim)
         kinds = [DepthBlock if spec.depth < 1 and layer % 2 == 0 else Block for layer in range(spec.layers)]
         self.layers = nn.ModuleList(kind(spec, layer, self.control) for layer, kind in enumerate(kinds))
@@ -67,7 +68,8 @@ class Decoder(nn.Module):
             return self.head(hidden_BSE)
         if self.control.learn_auxiliary:
             return self._auxiliary_loss((labels != IGNORE).sum())
-        total = linear_cross_entropy(hidden_BSE.flatten(0, 1), self.head.weight, labels.flatten())
+        total, each_N = linear_cross_entropy(hidden_BSE.flatten(0, 1), self.head.weight, labels.flatten())
+        self.seen = self._by_modality(each_N, labels.flatten())
         return total, (labels != IGNORE).sum()
 
     def hidden(
@@ -90,6 +92,15 @@ class Decoder(nn.Module):
         """The number of each token's modality, by its range of ids; int64, in the shape of the tokens."""
         starts = torch.tensor(self.spec.modality_starts, dtype=tokens.dtype, device=tokens.device)
         return torch.bucketize(tokens, starts, right=True)
+
+    def _by_modality(self, losses_N: Tensor, labels_N: Tensor) -> Tensor:
+        """Sums of the losses and numbers of the labels of each modality, fp64 [2, modalities], without gradient."""
+        known = labels_N != IGNORE
+        weights_2N = torch.stack([losses_N.detach().double(), known.double()])
+        if len(self.spec.modalities) == 1:
+            return weights_2N.sum(1, keepdim=True)
+        sums = weights_2N.new_zeros(2, len(self.spec.modalities))
+        return sums.index_add_(1, self.modality_of(labels_N.clamp_min(0)), weights_2N)
 
     def describe(
         self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None

@@ -10,12 +10,13 @@ CHUNK_LOGITS = 2**23  # logits alive at once; 32 MiB in fp32
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Sum of token losses; the gradients are formed with the loss, chunk by chunk, so nothing is recomputed."""
+    """Sum of token losses, and each of them; the gradients are formed with the loss, chunk by chunk, so nothing is
+    recomputed."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_NE: Tensor, weight_VE: Tensor, labels_N: Tensor, rows: int) -> Tensor:
+    def forward(ctx: Any, hidden_NE: Tensor, weight_VE: Tensor, labels_N: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(hidden_NE.dtype, torch.float32)
-        total = torch.zeros((), dtype=exact, device=hidden_NE.device)
+        each_N = torch.empty(labels_N.shape, dtype=exact, device=hidden_NE.device)
         want_hidden, want_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden_NE) if want_hidden else None
         grad_weight = torch.zeros_like(weight_VE, dtype=exact) if want_weight else None
@@ -25,7 +26,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             kept = labels != IGNORE
             targets = labels.where(kept, 0)[:, None]
             lse = logits.logsumexp(dim=-1, keepdim=True)
-            total += (lse - logits.gather(1, targets))[:, 0].where(kept, 0.0).sum()
+            each_N[start : start + rows] = (lse - logits.gather(1, targets))[:, 0].where(kept, 0.0)
             if grad_hidden is None and grad_weight is None:
                 continue
             # d loss / d logits = softmax - one_hot(label), zero where there is no label
@@ -37,7 +38,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_weight is not None:
                 grad_weight += grad.T @ part
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight_VE.dtype))
-        return total
+        ctx.mark_non_differentiable(each_N)
+        return each_N.sum(), each_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -48,8 +50,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def linear_cross_entropy(
     hidden_NE: Tensor, weight_VE: Tensor, labels_N: Tensor, chunk_logits: int = CHUNK_LOGITS
-) -> Tensor:
-    """Sum over rows of ``cross_entropy(hidden @ weight.T, label)``, a scalar in fp32 (fp64 for fp64 inputs).
+) -> tuple[Tensor, Tensor]:
+    """The sum over rows of ``cross_entropy(hidden @ weight.T, label)``, and [rows] each of them (without gradient), in
+    fp32 (fp64 for fp64 inputs).
 
     Rows whose label is ``IGNORE`` count nothing. Under autocast the products run in the autocast dtype; the softmax
     and the sums are always in fp32 at least.
@@ -66,6 +69,5 @@ def linear_cross_entropy(
         hidden_NE, weight_VE = hidden_NE.to(low), weight_VE.to(low)
     rows = max(1, chunk_logits // weight_VE.shape[0])
     with torch.autocast(device, enabled=False):
-        result = _LinearCrossEntropy.apply(hidden_NE, weight_VE, labels_N, rows)
-    assert isinstance(result, Tensor)
-    return result
+        total, each_N = _LinearCrossEntropy.apply(hidden_NE, weight_VE, labels_N, rows)  # pyright: ignore
+    return total, each_N

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from data import page
 from data.files import write_atomic
-from trainers import plots
+from trainers import efficiency, plots
 from trainers.console import short_number
 from trainers.report import FOLDER, PAGE, RunFolder, number, read_run
 
@@ -58,10 +58,14 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
     head = ("run", "state", "step", "held-out loss", "training loss", "tokens", *keys)
     figures = {name: curves(runs, name, title) for name, title in CURVES.items()}
     pictures = {name.replace("/", "_"): page.png(figure) for name, figure in figures.items() if figure is not None}
+    compared = efficiency.collect([(run.config, run.metrics) for run in runs])
+    for kind in compared[0].losses if compared else ():
+        pictures[f"loss_over_flops_{kind}"] = page.png(efficiency.picture(compared, kind))
     for name, content in pictures.items():
         write_atomic(folder / FOLDER / f"{name}.png", content)
     subtitle = f"{len(runs)} runs, best held-out loss first; written {time.strftime('%Y-%m-%d %H:%M:%S')}"
-    body = page.table(rows, head) + page.pictures(pictures)
+    told = page.sections(efficiency.tables(compared)) if compared else ""
+    body = told + page.table(rows, head) + page.pictures(pictures)
     write_atomic(folder / FOLDER / PAGE, page.page(folder.name, subtitle, body))
     return folder / FOLDER / PAGE
 

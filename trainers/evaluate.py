@@ -10,7 +10,7 @@ from conf.rules import micro_batch
 from conf.schema import RunConfig
 from data.loader import IGNORE, Loader
 from parallel.mesh import Mesh
-from trainers.experts import decoder_of
+from trainers.experts import decoder_of, loss_by_modality
 from trainers.metrics import bucket_name, position_buckets
 from trainers.step import precision, to_local
 
@@ -49,15 +49,12 @@ def evaluate(model: nn.Module, loader: Loader, mesh: Mesh, config: RunConfig, de
         by_modality[0].index_add_(0, modality, losses[known].double())
         by_modality[1].index_add_(0, modality, torch.ones_like(losses[known], dtype=torch.float64))
     dist.all_reduce(sums)
-    dist.all_reduce(by_modality)
     total, count = sums.sum(dim=1).tolist()
     values = {"eval/loss": total / max(count, 1.0)}
     for (start, end), loss, labels in zip(buckets, *sums.tolist(), strict=True):
         if labels > 0:
             values[bucket_name(start, end)] = loss / labels
-    if len(decoder.spec.modalities) > 1:
-        kinds = zip(decoder.spec.modalities, *by_modality.tolist(), strict=True)
-        values |= {f"eval/loss_by_modality/{name}": loss / labels for name, loss, labels in kinds if labels > 0}
+    values |= loss_by_modality("eval", decoder, by_modality)
     if any(router.routing == "expert_choice" for router in decoder.routers()):
         values |= causal_gap(model, loader, mesh, config, device)
     model.train()

@@ -21,6 +21,19 @@ def decoder_of(model: nn.Module) -> Decoder:
     return decoder
 
 
+def loss_by_modality(when: str, decoder: Decoder, sums: Tensor) -> dict[str, float]:
+    """``{when}/loss_by_modality/<name>`` of a model of several modalities, in nats. Collective.
+
+    ``sums`` [2, modalities] are this rank's sums of losses and numbers of labels; modalities without labels are left
+    out. A label's modality is its own, not that of the token that predicts it.
+    """
+    if sums.shape[1] == 1 or decoder.control.learn_auxiliary:
+        return {}
+    dist.all_reduce(sums)
+    kinds = zip(decoder.spec.modalities, *sums.tolist(), strict=True)
+    return {f"{when}/loss_by_modality/{name}": loss / labels for name, loss, labels in kinds if labels > 0}
+
+
 def freeze_all_but_auxiliary(model: Decoder) -> None:
     """Only auxiliary routers learn, from the choices of a model that stays as it is (MoMa, appendix A.2)."""
     model.control.learn_auxiliary = True

@@ -22,7 +22,11 @@ class Metric:
 
 
 METRICS: tuple[Metric, ...] = (
-    Metric("train/loss", "nats/token", SAME, MINIMIZE, "mean over all labels of the step's global batch"),
+    Metric(
+        "train/loss", "nats/token", SAME, MINIMIZE, "mean over the step's labels; image tokenizer: squared pixel error"
+    ),
+    Metric("train/loss_by_modality/", "nats/token", SAME, MINIMIZE, "train/loss of labels of that modality"),
+    Metric("train/flops", "FLOP", SAME, NEITHER, "FLOPs of forward and backward passes so far (conf.estimate)"),
     Metric("train/tokens", "tokens", SAME, NEITHER, "tokens of all windows trained on so far, padding included"),
     Metric("optim/lr", "", SAME, NEITHER, "learning rate of this step"),
     Metric("optim/grad_norm", "", SAME, NEITHER, "global L2 norm of the gradient before clipping"),
@@ -34,7 +38,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("time/checkpoint_sec", "s", MAX, MINIMIZE, "checkpoint before this step: write, sync, rename"),
     Metric("ring/exposed_comm_ms", "ms", MAX, MINIMIZE, "attention's waiting for messages in a recorded step"),
     Metric("memory/peak_gb", "GB", MAX, MINIMIZE, "peak so far: device memory on a GPU, resident memory on a CPU"),
-    Metric("eval/loss", "nats/token", SAME, MINIMIZE, "mean over all labels of the held-out windows"),
+    Metric(
+        "eval/loss", "nats/token", SAME, MINIMIZE, "mean over held-out labels; image tokenizer: squared pixel error"
+    ),
     Metric("eval/loss_by_position/", "nats/token", SAME, MINIMIZE, "eval/loss of labels with that much context"),
     Metric("eval/loss_by_modality/", "nats/token", SAME, MINIMIZE, "eval/loss of labels of that modality"),
     Metric("eval/loss_expert_choice", "nats/token", SAME, MINIMIZE, "held-out loss while experts see later tokens too"),
@@ -45,6 +51,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("moe/tokens_with_2_or_more/", "fraction", SAME, NEITHER, "tokens of that modality that several took"),
     Metric("moe/auxiliary_accuracy", "fraction", SAME, MAXIMIZE, "decisions on which auxiliary routers are right"),
     Metric("moe/auxiliary_load", "", SAME, NEITHER, "tokens that auxiliary routers take over those experts chose"),
+    Metric("image/codes_used", "fraction", SAME, MAXIMIZE, "codes of the image tokenizer that are in use"),
+    Metric("image/commitment", "", SAME, MINIMIZE, "mean squared distance of the encoder's vectors from their codes"),
     Metric("data/neighbour_similarity", "cosine", SAME, NEITHER, "mean similarity of documents next to each other"),
 )
 

@@ -68,7 +68,8 @@ def loss(records: Sequence[Record]) -> Figure | None:
     train, held_out = series(records, "train/loss"), series(records, "eval/loss")
     if not train[0].size:
         return None
-    figure, axes = new_axes("Loss", "nats per token")
+    pixels = any("image/codes_used" in record for record in records)
+    figure, axes = new_axes("Loss", "squared pixel error" if pixels else "nats per token")
     if train[0].size > 2 * SMOOTH_STEPS:
         draw_line(axes, train, BLUE, "training", width=0.8, alpha=0.35)
         draw_line(axes, (train[0], smooth(train[1])), BLUE, f"training, mean over {SMOOTH_STEPS} steps")

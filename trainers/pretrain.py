@@ -8,7 +8,6 @@ Ranks are started by Ray actors (``cluster``), by torchrun or by a test; this mo
 import argparse
 import os
 import sys
-import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,10 +20,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from conf.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, DataError, ResourceError, SundogError
+from conf.errors import EXIT_DONE, EXIT_STOPPED, ConfigError, DataError, SundogError
 from conf.rules import check, mesh_sizes
 from conf.schema import RunConfig
-from data.loader import Loader
+from data.loader import Ints, Loader
 from data.shards import Shards, open_shards
 from data.stages import stage_folders
 from data.tokenize import Tokenizer, load_tokenizer
@@ -35,13 +34,13 @@ from parallel.apply import parallelize
 from parallel.mesh import Mesh, build_mesh
 from parallel.ring.trace import recording
 from trainers import console
-from trainers.cancel import any_stopping
 from trainers.checkpoint import Checkpoints
-from trainers.checkpoint_folder import checkpoints_folder, step_folder
+from trainers.checkpoint_folder import checkpoints_folder
 from trainers.control import Control, LocalControl
 from trainers.evaluate import evaluate
 from trainers.experts import freeze_all_but_auxiliary
 from trainers.lineage import changed_keys
+from trainers.loop import Parts, due, train
 from trainers.observer import Observer
 from trainers.optim import build_optimizer
 from trainers.runtime import Runtime, process_group
@@ -52,8 +51,6 @@ from trainers.step import to_local, train_step
 from trainers.throughput import Meter
 from trainers.timeline import exposed, save_timeline
 from trainers.tracking import require_tracker, run_id
-
-MAX_UNSAVED = 3  # checkpoints in a row that may fail before the run ends
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,7 @@ class Corpus:
 def run(config: RunConfig, control: Control) -> dict[str, Any]:
     """Train as ``config`` says, from the newest checkpoint if there is one, until the last step or until told to stop.
 
-    Every rank calls it; collective throughout. Returns, on every rank, ``status`` ("done" or "stopped"), ``step``
-    (optimizer steps done), ``tokens``, ``loss``, ``eval_loss``, ``resumed_from`` (step) and ``checkpoint`` (path).
+    Every rank calls it; collective throughout. Returns what ``trainers.loop.train`` does.
 
     Raises:
         SundogError: config, data, checkpoint or disk are at fault; see the functions called here.
@@ -80,6 +76,7 @@ def run(config: RunConfig, control: Control) -> dict[str, Any]:
         config, choice = resolve_sequence(config, mesh, runtime.device)
         corpus = open_corpus(config)
         model, spec = build_model(config, corpus.tokenizer)
+        check_modalities(spec, corpus.tokenizer)
         model = parallelize(model.to(runtime.device), mesh, config)
         optimizer = build_optimizer(model, config.trainer)
 
@@ -98,98 +95,48 @@ def run(config: RunConfig, control: Control) -> dict[str, Any]:
         dist.barrier(group=runtime.io_group)  # starting a tracker may take longer than a collective may wait
 
         writer = StateWriter(config, origin, runtime.world_size)
-        parts = Parts(model, optimizer, mesh, corpus, checkpoints, observer, Meter(config, spec, runtime), writer)
+        task = TokenTask(config, runtime, model, optimizer, mesh, corpus, observer)
+        parts = Parts(task, model, optimizer, checkpoints, observer, Meter(config, spec, runtime), writer)
         return train(config, control, runtime, parts, state)
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Everything that the loop uses, built."""
+class TokenTask:
+    """Learning to predict the next token (``loop.Task``)."""
 
+    config: RunConfig
+    runtime: Runtime
     model: nn.Module
     optimizer: torch.optim.Optimizer
     mesh: Mesh
     corpus: Corpus
-    checkpoints: Checkpoints
     observer: Observer
-    meter: Meter
-    writer: StateWriter
 
+    @property
+    def step_tokens(self) -> int:
+        return self.config.trainer.batch * self.config.data.context
 
-def train(config: RunConfig, control: Control, runtime: Runtime, parts: Parts, state: TrainState) -> dict[str, Any]:
-    """The loop, from ``state`` on; returns what :func:`run` returns."""
-    trainer, mesh, loader = config.trainer, parts.mesh, parts.corpus.loader
-    resumed_from = saved_at = state.step
-    stopped, unsaved = False, 0
-    once = _similarity(parts.corpus.shards) if state.step == 0 else {}  # metrics of the next record only
-    while state.step < trainer.steps and not stopped:
-        parts.meter.start()
-        arrays = loader.batch(state.step, mesh.dp_rank, mesh.dp_size).arrays()
-        parts.meter.data_is_here()
-        batch = to_local(arrays, mesh, config.sequence.layout, runtime.device)
+    def batch(self, step: int) -> dict[str, Ints]:
+        return self.corpus.loader.batch(step, self.mesh.dp_rank, self.mesh.dp_size).arrays()
+
+    def step(self, batch: dict[str, Ints], step: int) -> dict[str, float]:
+        config, mesh = self.config, self.mesh
+        local = to_local(batch, mesh, config.sequence.layout, self.runtime.device)
         traced = config.sequence.trace_every if mesh.cp_size > 1 else 0
-        with recording() if _due(state.step + 1, traced, 0) else nullcontext() as recorder:
-            result = train_step(parts.model, parts.optimizer, batch, state.step, mesh, config)
-        state.advance(trainer.batch * config.data.context, result.loss)
-
-        values = once | parts.meter.stop(trainer.batch * config.data.context)
+        with recording() if due(step + 1, traced, 0) else nullcontext() as recorder:
+            result = train_step(self.model, self.optimizer, local, step, mesh, config)
+        values = _similarity(self.corpus.shards) if step == 0 else {}
         if recorder is not None:
             values |= exposed(recorder)
-            save_timeline(recorder, config.run_dir, state.step, mesh)
-        values |= {
-            "train/loss": result.loss,
-            "train/tokens": state.tokens,
-            "optim/lr": result.lr,
-            "optim/grad_norm": result.grad_norm,
-        } | result.routers
-        if _due(state.step, trainer.eval_every, trainer.steps):
-            values |= _evaluate(config, runtime, parts, state)
-        parts.observer.step(state.step, values)
+            save_timeline(recorder, config.run_dir, step + 1, mesh)
+        return values | result.metrics()
 
-        stopped = any_stopping(control.stopping(), runtime.device)
-        once = {}
-        if stopped or _due(state.step, trainer.checkpoint_every, trainer.steps):
-            try:
-                once = _save(parts, state)
-                saved_at, unsaved = state.step, 0
-            except ResourceError as error:  # on all ranks alike; disks fill up and are emptied again
-                unsaved += 1
-                if stopped or state.step == trainer.steps or unsaved > MAX_UNSAVED:
-                    raise
-                parts.observer.log(f"WARNING: no checkpoint after step {state.step}, training goes on: {error.rule}")
-    return {
-        "status": "done" if state.step >= trainer.steps else "stopped",
-        "step": state.step,
-        "tokens": state.tokens,
-        "loss": state.loss,
-        "eval_loss": state.eval_loss,
-        "resumed_from": resumed_from,
-        "checkpoint": str(step_folder(parts.checkpoints.folder, saved_at)) if saved_at else "",
-    }
-
-
-def _due(step: int, every: int, last: int) -> bool:
-    """Whether something that happens every ``every`` steps (0: never) and after the last one happens after ``step``."""
-    return every > 0 and (step % every == 0 or step == last)
-
-
-def _evaluate(config: RunConfig, runtime: Runtime, parts: Parts, state: TrainState) -> dict[str, float]:
-    """Evaluate, show a few continuations, and return the metrics."""
-    started = time.perf_counter()
-    values = evaluate(parts.model, parts.corpus.loader, parts.mesh, config, runtime.device)
-    state.eval_loss = values["eval/loss"]
-    texts = continue_held_out(parts.model, parts.corpus.loader, parts.mesh, config, runtime.device)
-    parts.observer.samples(state.step, *texts, parts.corpus.tokenizer)
-    return values | {"time/eval_sec": time.perf_counter() - started}
-
-
-def _save(parts: Parts, state: TrainState) -> dict[str, float]:
-    """Write a checkpoint after the records that lead to it, and return what it cost."""
-    started = time.perf_counter()
-    record = parts.writer.to_json(state)
-    path = parts.checkpoints.save(parts.model, parts.optimizer, record, first=parts.observer.before_checkpoint)
-    parts.observer.checkpoint(state.step, path)
-    return {"time/checkpoint_sec": time.perf_counter() - started}
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Metrics; a few continuations are shown."""
+        arguments = self.model, self.corpus.loader, self.mesh, self.config, self.runtime.device
+        values = evaluate(*arguments)
+        self.observer.samples(step, *continue_held_out(*arguments), self.corpus.tokenizer)
+        return values
 
 
 def open_corpus(config: RunConfig) -> Corpus:
@@ -240,6 +187,19 @@ def build_model(config: RunConfig, tokenizer: Tokenizer) -> tuple[Decoder, Model
             "pack the data with the tokenizer of that model: data.tokenizer=FOLDER",
         )
     return model, spec
+
+
+def check_modalities(spec: ModelSpec, tokenizer: Tokenizer) -> None:
+    """Raises DataError where the model's modalities do not divide the vocabulary where its images begin."""
+    images = tokenizer.images
+    if images is None or len(spec.modalities) == 1 or spec.modality_starts == (images.first,):
+        return
+    raise DataError(
+        "model.modality_tokens",
+        list(spec.modality_tokens),
+        f"the vocabulary of the data ends with the {images.codes} codes of its images",
+        f"model.modalities=[text,image] model.modality_tokens=[{images.codes}]",
+    )
 
 
 def _similarity(shards: Shards) -> dict[str, float]:

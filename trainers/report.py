@@ -19,6 +19,7 @@ from trainers.journal import METRICS_FILE, SAMPLES_FILE, read_journal
 from trainers.lineage import FILE_NAME as LINEAGE_FILE
 
 FOLDER, PAGE = "report", "index.html"
+RECONSTRUCTIONS = "reconstructions.png"  # of an image tokenizer's run: held-out images, each before what becomes of it
 TIMELINE_FILE = "timeline.json"  # trainers.timeline writes it; that module needs torch, this one does not
 
 
@@ -90,6 +91,8 @@ def write_report(run_dir: Path | str) -> Path:
     figures["timeline"] = plots.timeline(_read(run.path / TIMELINE_FILE, {}))
     figures["dropped"] = plots.dropped(run.stages.get("curated", {}).get("figures", {}))
     pictures = {name: page.png(figure) for name, figure in figures.items() if figure is not None}
+    if (run.path / RECONSTRUCTIONS).is_file():
+        pictures = {"reconstructions": (run.path / RECONSTRUCTIONS).read_bytes(), **pictures}
     for name, content in pictures.items():
         write_atomic(folder / f"{name}.png", content)
     write_atomic(folder / PAGE, _page(run, pictures))

@@ -16,7 +16,7 @@ from data.loader import IGNORE, Ints
 from parallel.batch import shard_batch
 from parallel.gradients import clip_grad_norm, no_sync, scale_factor
 from parallel.mesh import Mesh
-from trainers.experts import after_step, at_window, before_step
+from trainers.experts import after_step, at_window, before_step, decoder_of, loss_by_modality
 from trainers.optim import set_learning_rate
 from trainers.schedule import learning_rate
 
@@ -31,7 +31,11 @@ class StepResult:
     grad_norm: float
     lr: float
     labels: int
-    routers: dict[str, float]  # metrics of models with experts
+    parts: dict[str, float]  # metrics of models with experts or of several modalities
+
+    def metrics(self) -> dict[str, float]:
+        """As they are recorded."""
+        return {"train/loss": self.loss, "optim/lr": self.lr, "optim/grad_norm": self.grad_norm} | self.parts
 
 
 def to_local(arrays: dict[str, Ints], mesh: Mesh, layout: str, device: torch.device) -> LocalBatch:
@@ -83,17 +87,22 @@ def train_step(
     parts = list(micro_batches(batch, micro_batch(config)))
     before_step(model, step, config)
     loss_sum = torch.zeros((), dtype=torch.float32, device=count.device)
+    decoder = decoder_of(model)
+    by_modality = torch.zeros(2, len(decoder.spec.modalities), dtype=torch.float64, device=count.device)
     for index, part in enumerate(parts):
         at_window(model, index, micro_batch(config), mesh, config)
         with no_sync(model, enabled=index < len(parts) - 1):
             part_loss = forward_loss(model, part, config)
             (part_loss * (scale_factor(mesh) / labels)).backward()
         loss_sum += part_loss.detach()
+        if decoder.seen is not None:
+            by_modality += decoder.seen
     dist.all_reduce(loss_sum)
 
     grad_norm = clip_grad_norm(model, config.trainer.clip or math.inf, mesh)
     loss = float(loss_sum) / labels
-    result = StepResult(loss, float(grad_norm), learning_rate(step, config.trainer), labels, after_step(model))
+    parts_of_it = after_step(model) | loss_by_modality("train", decoder, by_modality)
+    result = StepResult(loss, float(grad_norm), learning_rate(step, config.trainer), labels, parts_of_it)
     if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
         raise ConfigError(
             "trainer.lr",

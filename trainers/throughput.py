@@ -46,10 +46,12 @@ def peak_memory_gb(device: torch.device) -> float:
 class Meter:
     """Measures optimizer steps on this rank."""
 
-    def __init__(self, config: RunConfig, spec: ModelSpec, runtime: Runtime) -> None:
+    def __init__(self, config: RunConfig, spec: ModelSpec | None, runtime: Runtime) -> None:
+        """``spec`` None: a model whose FLOPs are not counted."""
         self._device = runtime.device
-        flops, peak = useful_flops_per_token(config, spec), peak_flops(runtime.device)
-        self._flops_per_peak: float | None = None
+        flops = useful_flops_per_token(config, spec) if spec else None
+        peak = peak_flops(runtime.device)
+        self._flops, self._flops_per_peak = flops, None
         if flops is not None and peak is not None and config.trainer.precision == "bf16":
             self._flops_per_peak = flops / (peak * runtime.world_size)
         self._started = self._waited = 0.0
@@ -62,8 +64,10 @@ class Meter:
         """The loader has returned the step's batch."""
         self._waited = time.perf_counter() - self._started
 
-    def stop(self, tokens: int) -> dict[str, float]:
+    def stop(self, tokens: int, so_far: int) -> dict[str, float]:
         """The step, on ``tokens`` tokens over all ranks, is done; returns its metrics on this rank.
+
+        ``so_far`` counts the tokens of all steps.
 
         The step's loss has been read from the device, so no work of it is still queued.
         """
@@ -74,6 +78,8 @@ class Meter:
             "throughput/tokens_per_sec": tokens / seconds,
             "memory/peak_gb": peak_memory_gb(self._device),
         }
+        if self._flops is not None:
+            values["train/flops"] = float(self._flops * so_far)
         if self._flops_per_peak is not None:
             values["throughput/mfu"] = 100.0 * self._flops_per_peak * tokens / seconds
         return values

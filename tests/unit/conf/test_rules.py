@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.errors import ConfigError
+from conf.images import check_image_training
 from conf.rules import check, flat_keys, lookup, mesh_sizes
 from conf.schema import CHOICES, RunConfig
 
@@ -162,3 +163,32 @@ def test_every_choice_is_reached_by_the_check() -> None:
         with pytest.raises(ConfigError) as raised:
             check(made)
         assert raised.value.field == key
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"image_tokenizer__patch": 3}, "image_tokenizer.patch"),
+        ({"image_tokenizer__size": 30}, "image_tokenizer.patch"),
+        ({"image_tokenizer__channels": 2}, "image_tokenizer.channels"),
+        ({"image_tokenizer__codes": 0}, "image_tokenizer.codes"),
+        ({"image_tokenizer__held_out": 1.0}, "image_tokenizer.held_out"),
+        ({"data__source": "digit_docs"}, "data.image_tokenizer"),
+        ({"data__image_field": "images"}, "data.image_tokenizer"),
+        ({"data__source": "digit_docs", "data__path": "x", "data__image_tokenizer": "x"}, "data.path"),
+    ],
+)
+def test_image_settings_that_do_not_fit_are_named(changes: dict[str, object], field: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check(config(**changes))
+    assert raised.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [({}, "data.image_tokenizer"), ({"data__image_tokenizer": "x", "cluster__ranks": 3}, "trainer.batch")],
+)
+def test_training_an_image_tokenizer_needs_images_and_an_even_batch(changes: dict[str, object], field: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check_image_training(config(**changes))
+    assert raised.value.field == field

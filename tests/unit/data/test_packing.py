@@ -150,3 +150,28 @@ def test_a_share_is_unsorted_and_nothing_is_lost(share: float) -> None:
     places = partly_unsorted(1000, share)
     assert sorted(places.tolist()) == list(range(1000))
     assert np.mean(np.diff(places) != 1) == pytest.approx(share, abs=0.08)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(-9, 30), max_size=8), max_size=30), st.sampled_from(MODES))
+def test_spans_are_never_cut(documents: list[list[int]], packing: str) -> None:
+    """Negative numbers are spans that stay whole, positive ones text between them."""
+    context, place, lengths, spans = 10, 0, [], []
+    for document in documents:
+        first = place
+        for run in document:
+            spans += [(place, place - run)] if run < 0 else []
+            place += abs(run)
+        lengths.append(place - first)
+    starts, ends = (np.array([span[i] for span in spans], dtype=np.int64) for i in (0, 1))
+    pieces = plan(np.array(lengths, dtype=np.int64), context, packing, (starts, ends))
+    firsts = np.cumsum([0, *lengths])
+    kept = sorted((int(firsts[d] + offset), int(firsts[d] + offset + count)) for d, offset, count, _ in pieces.tolist())
+    assert [a for a, _ in kept[1:]] == [b for _, b in kept[:-1]], "every token once"
+    assert (kept[0][0], kept[-1][1]) == (0, place) if kept else place == 0
+    borders = {a for a, _ in kept}
+    assert not any(start < border < end for start, end in spans for border in borders)
+    fill = np.bincount(pieces[:, 3], weights=pieces[:, 2])
+    assert np.all((fill > 0) & (fill <= context))
+    if packing == "concat" and spans and len(fill) > 1:
+        assert fill[:-1].min() > context - max(end - start for start, end in spans)

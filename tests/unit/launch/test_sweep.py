@@ -136,3 +136,24 @@ def test_mistakes_are_answered_before_anything_starts(arguments: list[str], fiel
 def test_a_mistake_in_hydras_own_settings_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"n_trails"):
         sweep(tmp_path, [OPTUNA, "hydra.sweeper.n_trails=4", "trainer.lr=0.1,0.2"], Runs())
+
+
+def test_every_job_runs_once_with_each_variant(tmp_path: Path) -> None:
+    variants = "sweep.variants=['model=tiny trainer.batch=4','model=small']"
+    run = Runs()
+    found = sweep(tmp_path, [variants, "trainer.lr=0.01,0.02"], run)
+    labels = {
+        f"trainer.lr={lr},{own}" for lr in ("0.01", "0.02") for own in ("model=tiny,trainer.batch=4", "model=small")
+    }
+    assert states(found.jobs) == dict.fromkeys(labels, "done")
+    configs = [load_config(job.arguments) for job in found.jobs]
+    assert sorted((c.trainer.lr, c.trainer.batch, c.model.dim) for c in configs)[:2] == [(0.01, 4, 96), (0.01, 8, 256)]
+    assert states(sweep(tmp_path / "one", [variants], Runs()).jobs) == {
+        "model=tiny,trainer.batch=4": "done",
+        "model=small": "done",
+    }
+
+
+def test_a_wrong_variant_is_answered_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="model"):
+        load_sweep(["sweep.variants=['model=huge']"])
