@@ -335,7 +335,8 @@ def _greedy_tokens(spans: Sequence[Span], result: Result) -> dict[int, int]:
     rows: list[tuple[int, Tensor]] = []
     for index, span in enumerate(spans):
         params, logits = span.generation.params, result.logits[index]
-        plain = params.temperature == GREEDY and not params.touches_logits and span.parents is None
+        free = span.generation.matcher is None and span.parents is None
+        plain = params.temperature == GREEDY and not params.touches_logits and free
         if plain and logits is not None and len(logits) == 1:
             rows.append((index, logits))
     if not rows:
