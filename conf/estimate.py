@@ -13,6 +13,12 @@ def ffn_width(model: ModelConfig) -> int:
     return model.ffn_dim or -(-(8 * model.dim // 3) // 64) * 64
 
 
+def vocabulary(config: RunConfig) -> int:
+    """Ids of the vocabulary that `sundog pack` makes: of text, and of an image's begin, end and codes."""
+    images = 2 + config.image_tokenizer.codes if config.data.image_tokenizer else 0
+    return config.data.vocab_size + images
+
+
 def parameter_count(model: ModelConfig, vocab_size: int) -> int:
     """Parameters of the decoder, embedding and head included (once when tied)."""
     head_dim = model.head_dim or model.dim // model.heads

@@ -49,9 +49,7 @@ def _concat(lengths: Ints, context: int, starts: Ints, ends: Ints) -> Ints:
     pieces = bounds[:-1]
     documents = np.searchsorted(documents_end, pieces, side="right")
     offsets = pieces - (documents_end - lengths)[documents]
-    return np.stack(
-        [documents, offsets, np.diff(bounds), np.searchsorted(windows, pieces, side="right") - 1], axis=1
-    )
+    return np.stack([documents, offsets, np.diff(bounds), np.searchsorted(windows, pieces, side="right") - 1], axis=1)
 
 
 @numba.njit(cache=True)

@@ -142,13 +142,18 @@ def copy_tokenizer(source: str | Path, folder: str | Path) -> None:
 def add_images(folder: str | Path, image_tokenizer: str | Path, codes: int) -> None:
     """Gives the tokenizer in a folder ids for images, last in its vocabulary, and a copy of their tokenizer.
 
-    Raises DataError for a vocabulary that has images already.
+    A tokenizer that came with that very image tokenizer stays as it is. Raises DataError for a vocabulary that has
+    other images.
     """
     folder, source = Path(folder), Path(image_tokenizer).expanduser()
     tokenizer = load_tokenizer(folder)
     if tokenizer.images is not None:
+        own = folder / IMAGE_TOKENIZER
+        if own.is_dir() and all(file.read_bytes() == (own / file.name).read_bytes() for file in _files(source)):
+            return
         rule = "images are added to the vocabulary of text"
-        raise DataError("data.tokenizer", f"{tokenizer.images.codes} codes of images", rule, "a tokenizer of text")
+        fix = f"data.image_tokenizer={own} if it came with this tokenizer, or a tokenizer of text"
+        raise DataError("data.tokenizer", f"{tokenizer.images.codes} codes of other images", rule, fix)
     names = [BEGIN_IMAGE, END_IMAGE, *map(IMAGE_CODE.format, range(codes))]
     tokenizer.fast.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     write_tokenizer(folder, tokenizer.fast.to_str(pretty=True), read_json(folder / SETTINGS))
@@ -157,9 +162,12 @@ def add_images(folder: str | Path, image_tokenizer: str | Path, codes: int) -> N
 
 def copy_files(source: Path, folder: Path) -> None:
     """Copies the files of a folder, each whole or not at all."""
-    for file in sorted(source.iterdir()):
-        if file.is_file():
-            write_atomic(folder / file.name, file.read_bytes())
+    for file in _files(source):
+        write_atomic(folder / file.name, file.read_bytes())
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
 
 
 def _image_ids(fast: FastTokenizer, vocab_size: int) -> ImageIds | None:

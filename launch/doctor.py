@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conf.errors import EXIT_DONE, EXIT_RESOURCES, SundogError
-from conf.estimate import memory_per_rank
+from conf.estimate import memory_per_rank, vocabulary
 from conf.schema import RunConfig
 from data.corpora import open_corpus
 from launch.plan import human_bytes
@@ -44,7 +44,7 @@ def _packages(config: RunConfig) -> list[Finding]:
         "scikit-learn": "",
         "hydra-core": "",
     }
-    extras = {"fastapi": "serve", "wandb": "wandb", "transformers": "test"}
+    extras = {"fastapi": "serve", "wandb": "wandb", "mlxtend": "images", "transformers": "test"}
     found = []
     for package in [*needed, *extras]:
         try:
@@ -88,7 +88,7 @@ def _gpus(config: RunConfig) -> list[Finding]:
 def _memory(config: RunConfig) -> list[Finding]:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     runtime = 600 * 2**20  # a rank's interpreter, torch and Ray worker, as measured on Linux
-    need = config.cluster.ranks * (memory_per_rank(config, config.data.vocab_size).total + runtime)
+    need = config.cluster.ranks * (memory_per_rank(config, vocabulary(config)).total + runtime)
     text = f"{human_bytes(total)}, the run needs about {human_bytes(need)}"
     if need > total and not config.cluster.address:
         return [

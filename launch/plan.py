@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from conf.estimate import flops_per_token, memory_per_rank, parameter_count, ring_traffic
+from conf.estimate import flops_per_token, memory_per_rank, parameter_count, ring_traffic, vocabulary
 from conf.rules import mesh_sizes, micro_batch
 from conf.schema import RunConfig
 from parallel.plan.choose import explain
@@ -88,7 +88,7 @@ def resume_state(config: RunConfig) -> str:
 
 
 def main(name: str, config: RunConfig) -> int:
-    vocab_size = config.data.vocab_size
+    vocab_size = vocabulary(config)
     memory = memory_per_rank(config, vocab_size)
     spread = "whole on every rank" if config.sharding.kind == "ddp" else "spread over dp_shard x cp"
     print(f"model    {describe_model(config, vocab_size)}")

@@ -149,9 +149,12 @@ class VectorQuantised(nn.Module):
     @torch.no_grad()
     def encode(self, pixels: Pixels) -> Codes:
         """[images, size, size, channels] to codes [images, tokens]."""
-        parts = [self.codebook.nearest(self._vectors(to_tensor(part))) for part in _batches(pixels)]
-        codes = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
-        return codes.view(len(pixels), self.spec.tokens).numpy()
+        device, codes = self.codebook.vectors.device, np.empty((len(pixels), self.spec.tokens), dtype=np.int64)
+        for start in range(0, len(pixels), BATCH):
+            images = to_tensor(pixels[start : start + BATCH]).to(device)
+            found = self.codebook.nearest(self._vectors(images))
+            codes[start : start + BATCH] = found.view(len(images), -1).cpu().numpy()
+        return codes
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Pixels:
@@ -162,9 +165,9 @@ class VectorQuantised(nn.Module):
         shape = (len(codes), self.spec.size, self.spec.size, self.spec.channels)
         found = np.empty(shape, dtype=np.uint8)
         for start in range(0, len(codes), BATCH):
-            part = torch.from_numpy(codes[start : start + BATCH])
+            part = torch.from_numpy(codes[start : start + BATCH]).to(self.codebook.vectors.device)
             images = self._images(self.codebook.vectors[part.flatten()], len(part)).clamp(0, 1)
-            found[start : start + BATCH] = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            found[start : start + BATCH] = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         return found
 
     @torch.no_grad()
@@ -183,10 +186,6 @@ class VectorQuantised(nn.Module):
 def to_tensor(pixels: Pixels) -> Tensor:
     """Pixels [images, size, size, channels] as fp32 [images, channels, size, size] from 0 to 1."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-
-
-def _batches(pixels: Pixels) -> list[Pixels]:
-    return [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
 
 
 KINDS: dict[str, type[VectorQuantised]] = {"vq": VectorQuantised}

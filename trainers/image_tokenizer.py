@@ -191,9 +191,8 @@ class ImageTask:
         """The held-out squared error; every rank computes the same. The first of them are drawn."""
         first = len(self.pixels) - self.held_out
         judged = self.pixels[permute(np.arange(first, len(self.pixels)), len(self.pixels), HELD_OUT_KEY)]
-        model = self.plain.to("cpu").eval()
+        model = self.plain.eval()
         restored = model.decode(model.encode(judged))
-        model.to(self.runtime.device)
         if self.runtime.rank == 0:
             pairs = [image for pair in zip(judged[:SHOWN], restored[:SHOWN], strict=True) for image in pair]
             write_atomic(Path(self.config.run_dir) / RECONSTRUCTIONS, png(grid(pairs, COLUMNS)))

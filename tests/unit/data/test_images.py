@@ -199,6 +199,25 @@ def test_another_image_tokenizer_is_another_corpus(tmp_path: Path) -> None:
     assert pack(config, serial_units).fingerprint != before
 
 
+def test_a_tokenizer_that_came_with_its_images_is_used_again(tmp_path: Path) -> None:
+    config = prepared(tmp_path)
+    pack(config, serial_units)
+    given = stage_folders(config).tokenizer
+    config.data.tokenizer, config.data.image_tokenizer = str(given), str(given / "image_tokenizer")
+    config.data.dir = str(tmp_path / "again")
+    curate(config, serial_units)
+    order(config, serial_units)
+    pack(config, serial_units)
+    again = stage_folders(config).tokenizer
+    assert (again / "tokenizer.json").read_bytes() == (given / "tokenizer.json").read_bytes()
+    save_image_tokenizer(VectorQuantised(SPEC).initialise(2), tmp_path / "other")
+    config.data.image_tokenizer, config.data.dir = str(tmp_path / "other"), str(tmp_path / "third")
+    curate(config, serial_units)
+    order(config, serial_units)
+    with pytest.raises(DataError, match="other images"):
+        pack(config, serial_units)
+
+
 def test_the_same_text_with_other_images_is_no_duplicate(tmp_path: Path) -> None:
     urls = ["data:," + base64.b64encode(picture(n)).decode() for n in (1, 2, 1)]
     lines = [json.dumps({"text": "A figure: <|image|>", "images": [url]}) + "\n" for url in urls]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conf.estimate import flops_per_token
+from conf.estimate import flops_per_token, vocabulary
 from data.files import canonical_json, write_atomic
 from launch.preflight import load_config
 from trainers import efficiency
@@ -97,8 +97,7 @@ def test_a_comparison_shows_the_ratios_beside_the_papers(tmp_path: Path) -> None
 def test_the_experiment_compares_equal_flops() -> None:
     sweep = load_config(["experiment=moma_small"]).sweep
     configs = [load_config(["experiment=moma_small", *variant.split()]) for variant in sweep.variants]
-    vocab = configs[0].data.vocab_size + 2 + configs[0].image_tokenizer.codes
-    flops = [flops_per_token(config.model, vocab, config.data.context)[0] for config in configs]
+    flops = [flops_per_token(config.model, vocabulary(config), config.data.context)[0] for config in configs]
     assert max(flops) / min(flops) < 1.01
     assert [efficiency.model_name({"model": vars(c.model) | {"experts": vars(c.model.experts)}}) for c in configs] == [
         "dense",

@@ -12,7 +12,8 @@ from conf.errors import ResourceError
 from tests.distributed.training_runs import Recorder, curve, make_config, make_data
 from trainers.checkpoint_folder import checkpoints_folder, complete_checkpoints, step_of
 from trainers.journal import Journal, read_journal
-from trainers.pretrain import MAX_UNSAVED, run
+from trainers.loop import MAX_UNSAVED
+from trainers.pretrain import run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 STEPS = 12
