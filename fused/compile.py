@@ -34,19 +34,38 @@ from triton.runtime import driver
 from fused.dropout import Dropout
 from fused.mask import CAUSAL, BlockMask
 from fused.triton_block import Block, Upstream, backward_launch, forward_launch, query_launch
-from fused.triton_config import ELEMENT_BYTES, KERNELS, TARGETS, WIDTHS, Target, tiles
+from fused.triton_config import (
+    ELEMENT_BYTES,
+    EXPERT_KERNELS,
+    KERNELS,
+    TARGETS,
+    WIDTHS,
+    Target,
+    expert_tiles,
+    tiles,
+)
+from fused.triton_grouped import (
+    Layer,
+    Stack,
+    combine_launch,
+    hidden_backward_launch,
+    hidden_launch,
+    product_launch,
+    weight_launch,
+)
 from fused.triton_launch import Launch
 from fused.triton_merge import merge_launch
 
 PACKAGE = Path(__file__).parent
 BUDGETS = PACKAGE.parent / "tests/unit/fused/triton_budgets.json"
 SEQ, HEADS, KV_HEADS = 4096, 32, 8
+EXPERTS, DIM, HIDDEN = 4, 1024, 2736
 # Products, asynchronous and bulk copies: mma, wgmma, tcgen05; cp.async, TMA load, store and reduce; AMD's mfma.
 COUNTED = ("HMMA", "HGMMA", "UTCHMMA", "LDGSTS", "UTMALDG", "UTMASTG", "UTMAREDG", "v_mfma")
 
 
 class Case(NamedTuple):
-    """One binary."""
+    """One binary; ``width`` is that of a head, or of a token for the kernels of experts."""
 
     target: str
     kernel: str
@@ -72,7 +91,10 @@ class Figures:
 def all_cases() -> list[Case]:
     plain = [Case(t, k, b, w) for t in TARGETS for b in ELEMENT_BYTES for w in WIDTHS for k in KERNELS]
     dropped = [Case(target, kernel, 2, 128, dropout=True) for target in TARGETS for kernel in KERNELS]
-    return plain + dropped + [Case(target, "merge", 2, 128) for target in TARGETS]
+    experts = [
+        Case(target, kernel, size, DIM) for target in TARGETS for size in ELEMENT_BYTES for kernel in EXPERT_KERNELS
+    ]
+    return plain + dropped + [Case(target, "merge", 2, 128) for target in TARGETS] + experts
 
 
 def test_cases() -> list[Case]:
@@ -81,7 +103,7 @@ def test_cases() -> list[Case]:
         Case(target, kernel, 2, 256 if (target, kernel) == ("gfx942", "forward") else 128)  # the others take 15 s
         for target in TARGETS
         for kernel in ("forward", "backward")
-    ]
+    ] + [Case(target, "experts_hidden", 2, DIM) for target in TARGETS]
 
 
 class StandIn:
@@ -125,10 +147,28 @@ def launch(case: Case) -> Launch:
     return backward_launch(block, upstream, out, (dk, dk), True, True, config)
 
 
+def expert_launch(case: Case) -> Launch:
+    """A stack of experts that takes its rows from tokens."""
+    dtype = torch.bfloat16 if case.element_bytes == 2 else torch.float32
+    x, hidden, gate_up = (_meta(SEQ, width, dtype=dtype) for width in (DIM, HIDDEN, 2 * HIDDEN))
+    matrices = (_meta(EXPERTS, 2 * HIDDEN, DIM, dtype=dtype), _meta(EXPERTS, DIM, HIDDEN, dtype=dtype))
+    stack = Stack(*matrices, _meta(SEQ // 16, 3, dtype=torch.int32), _meta(EXPERTS + 1, dtype=torch.int32))
+    rows, gates = _meta(SEQ, dtype=torch.int64), _meta(SEQ, dtype=dtype)
+    layer = Layer(x, rows, gates, expert_tiles(case.target, case.element_bytes))
+    launches = {
+        "experts_hidden": lambda: hidden_launch(layer, stack, hidden, gate_up),
+        "experts_product": lambda: product_launch(layer, stack, hidden, stack.down.mT, x),
+        "experts_combine": lambda: combine_launch(x, rows, _meta(SEQ + 1, dtype=torch.int64), gates, x),
+        "experts_backward": lambda: hidden_backward_launch(layer, stack, x, gate_up, gate_up, hidden, _meta(SEQ, 64)),
+        "experts_weight": lambda: weight_launch(layer, stack, gate_up, x, stack.gate_up, "right"),
+    }
+    return launches[case.kernel]()
+
+
 def compiled(case: Case) -> Figures:
     target = TARGETS[case.target]
     driver.set_active(StandIn(target))  # pyright: ignore[reportArgumentType]
-    binary = launch(case).compile()
+    binary = (expert_launch if case.kernel in EXPERT_KERNELS else launch)(case).compile()
     read = _read_cubin if target.backend == "cuda" else _read_amdgcn
     registers, spills, instructions = read(binary)
     return Figures(registers, spills, binary.metadata.shared, {x: instructions[x] for x in COUNTED if instructions[x]})
@@ -202,15 +242,25 @@ def recorded(file: Path = BUDGETS) -> tuple[str, dict[str, Figures]]:
 
 def table(budgets: dict[str, Figures]) -> Iterator[str]:
     """Lines of a Markdown table."""
-    yield "| target, kernel, dtype, head width | tiles | registers | spilled bytes | shared memory | instructions |"
+    yield "| target, kernel, dtype, width | tiles | registers | spilled bytes | shared memory | instructions |"
     yield "|---|---|---|---|---|---|"
     for case in all_cases():
         if str(case) in budgets:
             x = budgets[str(case)]
-            config = None if case.kernel == "merge" else tiles(case.target, case.kernel, case.element_bytes, case.width)
-            shape = "" if config is None else f"{config.block_q} x {config.block_k}"
+            shape = _tile(case)
             counts = ", ".join(f"{name} {count}" for name, count in x.instructions.items())
             yield f"| {case} | {shape} | {x.registers} | {x.spills} | {x.shared:,} | {counts} |"
+
+
+def _tile(case: Case) -> str:
+    """The tile that a kernel works on, as text."""
+    if case.kernel in ("merge", "experts_combine"):
+        return ""
+    if case.kernel in EXPERT_KERNELS:
+        config = expert_tiles(case.target, case.element_bytes)
+        return f"{config.block_m} x {config.block_n}"
+    config = tiles(case.target, case.kernel, case.element_bytes, case.width)
+    return f"{config.block_q} x {config.block_k}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

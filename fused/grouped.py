@@ -1,7 +1,8 @@
 """SwiGLU feed-forward layers of many experts over rows that are sorted by expert: the compute of a sparse layer.
 
 Expert after expert, each slice small enough for the caches: no padding, no per-expert copy of the stacked weights, and
-one result for any split of the experts over processes, since an expert always multiplies the same rows in one piece.
+one result for any split of the experts over processes, since an expert always multiplies the same rows in one piece. On
+a GPU the same layer is :mod:`fused.triton_grouped`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,7 +50,12 @@ def _call(x: Tensor, rows: Tensor | None, gates: Tensor | None, counts: Sequence
         low = torch.get_autocast_dtype(device)
         x, flat, gates = x.to(low), [w.to(low) for w in flat], None if gates is None else gates.to(low)
     with torch.autocast(device, enabled=False):
-        out = _Experts.apply(x, rows, gates, tuple(counts), *flat)
+        if device == "cuda":
+            from fused.triton_grouped import TritonExperts  # an optional dependency of machines with a GPU
+
+            out = TritonExperts.apply(x, rows, gates, tuple(counts), None, *flat)
+        else:
+            out = _Experts.apply(x, rows, gates, tuple(counts), *flat)
     assert isinstance(out, Tensor)
     return out
 

@@ -22,6 +22,20 @@ class Tiles(NamedTuple):
     split: bool = False
 
 
+class ExpertTiles(NamedTuple):
+    """Rows, columns and summands of a tile of a product with experts' weights, warps and pipeline stages.
+
+    Kernels that compute a SwiGLU hold several tiles at once and have ``swiglu_n`` columns.
+    """
+
+    block_m: int
+    block_n: int
+    swiglu_n: int
+    block_k: int
+    warps: int
+    stages: int
+
+
 class Target(NamedTuple):
     """A GPU to compile for, and the shared memory that one program of it can have, in bytes."""
 
@@ -32,6 +46,7 @@ class Target(NamedTuple):
 
 
 KERNELS = ("forward", "backward", "query")
+EXPERT_KERNELS = ("experts_hidden", "experts_product", "experts_combine", "experts_backward", "experts_weight")
 WIDTHS = (64, 128, 256)
 ELEMENT_BYTES = (2, 4)
 
@@ -126,6 +141,20 @@ TILES: dict[str, dict[tuple[str, int, int], Tiles]] = {
         ("query", 4, 256): Tiles(16, 16, 4, 1),
     },
 }
+
+
+# Bytes of an element -> tiles of the experts' kernels, for each target.
+EXPERT_TILES: dict[str, dict[int, ExpertTiles]] = {
+    "sm_80": {2: ExpertTiles(128, 128, 64, 32, 8, 3), 4: ExpertTiles(32, 32, 32, 16, 4, 2)},
+    "sm_90": {2: ExpertTiles(128, 128, 64, 32, 8, 4), 4: ExpertTiles(32, 32, 32, 16, 4, 2)},
+    "sm_100": {2: ExpertTiles(128, 128, 64, 64, 8, 3), 4: ExpertTiles(32, 32, 32, 16, 4, 2)},
+    "gfx942": {2: ExpertTiles(128, 128, 64, 32, 8, 2), 4: ExpertTiles(32, 32, 32, 16, 4, 1)},
+}
+
+
+def expert_tiles(target: str, element_bytes: int) -> ExpertTiles:
+    """The tiles of the experts' kernels."""
+    return EXPERT_TILES[target][element_bytes]
 
 
 def tiles(target: str, kernel: str, element_bytes: int, width: int) -> Tiles:

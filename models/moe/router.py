@@ -1,6 +1,7 @@
 """Routers: which tokens the experts of a layer take, in training and, without looking ahead, at inference."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from models.moe.choice import expert_choice, gates, logistic_noise, token_choice
 from models.moe.exchange import Exchange, LocalExchange, Tokens
 
 CALIBRATION = 0.02  # weight of a step in the running thresholds once 1 / CALIBRATION steps were seen
+
+ROWS = 4096  # of tokens whose router gradient is summed at once
 
 Choice = tuple[Tensor, Tensor]  # as Exchange.choose gives it
 
@@ -36,6 +39,23 @@ class Observed:
     pools: Tensor  # [E] that these come from
     lowest_auxiliary: Tensor  # [E] the same of the auxiliary router
     guessed: Tensor  # [3] auxiliary decisions: all, right ones, tokens taken
+
+
+class _Logits(torch.autograd.Function):
+    """``x W'`` whose weight gradient is summed in fp64: it hardly depends on how tokens are divided among ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight_ED: Tensor) -> Tensor:
+        ctx.save_for_backward(x_ND, weight_ED)
+        return F.linear(x_ND, weight_ED)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x_ND, weight_ED = ctx.saved_tensors
+        d_weight = torch.zeros_like(weight_ED, dtype=torch.float64)
+        for d_rows, rows in zip(grads[0].split(ROWS), x_ND.split(ROWS), strict=True):
+            d_weight.addmm_(d_rows.T.double(), rows.double())
+        return grads[0] @ weight_ED, d_weight.to(weight_ED.dtype)
 
 
 class AuxiliaryRouter(nn.Module):
@@ -96,7 +116,8 @@ class Router(nn.Module):
         way = self.control.way or ("experts" if self.training else causal)
         with torch.autocast(x_ND.device.type, enabled=False):
             x_ND = x_ND.to(torch.promote_types(x_ND.dtype, torch.float32))
-            logits_NE = F.linear(x_ND, self.weight.to(x_ND.dtype))
+            logits_NE = _Logits.apply(x_ND, self.weight.to(x_ND.dtype))
+            assert isinstance(logits_NE, Tensor)
             noisy_NE = logits_NE + self._noise(tokens.index_N) if self._noisy else logits_NE
             if self.routing == "token_choice":
                 choice = self._by_token(noisy_NE, tokens)
