@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from conf.estimate import flops_per_token, vocabulary
@@ -13,10 +14,11 @@ from trainers import efficiency
 from trainers.comparison import write_comparison
 from trainers.efficiency import Curves, collect, crossings, describe_crossings, first_at, interval, ratio, smooth
 
-FLOPS = np.arange(1, 801) * 10.0
+Floats = npt.NDArray[np.float64]
+FLOPS: Floats = np.arange(10, 8010, 10, dtype=np.float64)
 
 
-def power(scale: float, exponent: float = 0.5) -> np.ndarray:
+def power(scale: float, exponent: float = 0.5) -> Floats:
     """A loss that needs ``scale`` times fewer FLOPs than the one of scale 1."""
     return (FLOPS * scale) ** -exponent
 
