@@ -61,7 +61,7 @@ def pack(config: RunConfig, run_units: RunUnits) -> Manifest:
     tokenizer = make_tokenizer(config, curated, run_units)
     images = encode_images(config, curated, run_units)
     tokenized = tokenize(config, curated, tokenizer, images, run_units)
-    digest = tokenizer.files[TOKENIZER]["sha256"]
+    digest = tokenizer.figures["digest"]
     settings = {
         "context": config.data.context,
         "shard_documents": config.data.shard_documents,
@@ -108,8 +108,8 @@ def stale(folder: Path, ancestors: list[str], curated: Manifest) -> DataError:
 def make_tokenizer(config: RunConfig, curated: Manifest, run_units: RunUnits) -> Manifest:
     """Trains or copies the tokenizer into ``{data.dir}/tokenizer``, and gives it ids for images.
 
-    Figures: ``vocab_size``, ``eos_id``, ``pad_id``, ``images`` (ids of begin and end of an image, or none). Raises
-    DataError where an image does not fit in a window.
+    Figures: ``vocab_size``, ``eos_id``, ``pad_id``, ``digest``, ``images`` (ids of begin and end of an image, or none).
+    Raises DataError where an image does not fit in a window.
     """
     folders, data = stage_folders(config), config.data
     if data.tokenizer:
@@ -154,7 +154,7 @@ def tokenizer_unit(work: Unit) -> Unit:
         add_images(folder, work["image_tokenizer"], work["codes"])
         names += [f"{IMAGE_TOKENIZER}/{name}" for name in (IMAGE_CONFIG, IMAGE_WEIGHTS)]
     tokenizer = load_tokenizer(folder)
-    figures = {name: getattr(tokenizer, name) for name in ("vocab_size", "eos_id", "pad_id")}
+    figures = {name: getattr(tokenizer, name) for name in ("vocab_size", "eos_id", "pad_id", "digest")}
     figures["images"] = [tokenizer.images.begin, tokenizer.images.end] if tokenizer.images else []
     return {"figures": figures, "files": record_files(folder, names)}
 
@@ -183,7 +183,7 @@ def tokenize(
 ) -> Manifest:
     """Tokenises the curated parts into ``{data.dir}/tokenized``. Figures: ``documents``, ``tokens``, ``parts``."""
     folders = stage_folders(config)
-    settings = {"tokenizer": tokenizer.files[TOKENIZER]["sha256"], "images": images.fingerprint if images else ""}
+    settings = {"tokenizer": tokenizer.figures["digest"], "images": images.fingerprint if images else ""}
     stage = Stage("tokenize", 2, folders.tokenized, settings, curated, overwrite=config.data.overwrite)
 
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:

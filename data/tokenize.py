@@ -14,7 +14,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 
 from conf.errors import DataError
-from data.files import file_digest, read_json, write_atomic
+from data.files import digest_json, file_digest, read_json, write_atomic
 
 END = "<|endoftext|>"  # ends a document; begins a prompt
 PAD = "<|pad|>"
@@ -36,8 +36,9 @@ class ImageIds:
 
 
 class Tokenizer:
-    """Text to token ids and back. ``digest`` is the SHA-256 of tokenizer.json.
+    """Text to token ids and back.
 
+    ``digest`` is the SHA-256 of tokenizer.json, or of it and the image tokenizer beside it: what decides what ids mean.
     ``images`` says where images lie in the vocabulary; None: it has none.
     """
 
@@ -123,7 +124,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         rule = "a tokenizer has a token that ends a document"
         raise DataError(str(file), f"no eos_token, none of {', '.join(KNOWN_ENDS)}", rule, f"name it in {SETTINGS}")
     pad = _special(fast, settings.get("pad_token"), KNOWN_PADS)
-    return Tokenizer(fast, eos, eos if pad is None else pad, file_digest(file))
+    digest = file_digest(file)
+    if (images := file.parent / IMAGE_TOKENIZER).is_dir():
+        digest = digest_json([digest, {image_file.name: file_digest(image_file) for image_file in _files(images)}])
+    return Tokenizer(fast, eos, eos if pad is None else pad, digest)
 
 
 def copy_tokenizer(source: str | Path, folder: str | Path) -> None:

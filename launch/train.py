@@ -23,8 +23,7 @@ from launch.preflight import dump
 from launch.signals import stop_requests
 from trainers.console import show
 
-RANK_FUNCTIONS = {IMAGES: "trainers.image_tokenizer:run"}  # by trainer.objective; all others:
-RANK_FUNCTION = "trainers.pretrain:run"
+RANK_FUNCTION, IMAGES_FUNCTION = "trainers.pretrain:run", "trainers.image_tokenizer:run"
 
 
 def prepare(config: RunConfig) -> None:
@@ -62,7 +61,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     with exclusive(config.run_dir, rule, fix), stop_requests() as stops, refused_leaves_no_trace(Path(config.run_dir)):
         prepare(config)
         write_status(config, "running")
-        function = RANK_FUNCTIONS.get(config.trainer.objective, RANK_FUNCTION)
+        function = IMAGES_FUNCTION if config.trainer.objective == IMAGES else RANK_FUNCTION
         try:
             with connect(config.cluster):
                 result = supervise(config, function, on_event=show, stop=lambda: len(stops))

@@ -57,10 +57,10 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
         rows.append((run.path.name, state, final["step"], *results, *(config.get(key, "") for key in keys)))
     head = ("run", "state", "step", "held-out loss", "training loss", "tokens", *keys)
     figures = {name: curves(runs, name, title) for name, title in CURVES.items()}
-    pictures = {name.replace("/", "_"): page.png(figure) for name, figure in figures.items() if figure is not None}
     compared = efficiency.collect([(run.config, run.metrics) for run in runs])
-    for kind in compared[0].losses if compared else ():
-        pictures[f"loss_over_flops_{kind}"] = page.png(efficiency.picture(compared, kind))
+    kinds = compared[0].losses if compared else ()
+    pictures = {f"loss_over_flops_{kind}": page.png(efficiency.picture(compared, kind)) for kind in kinds}
+    pictures |= {name.replace("/", "_"): page.png(figure) for name, figure in figures.items() if figure is not None}
     for name, content in pictures.items():
         write_atomic(folder / FOLDER / f"{name}.png", content)
     subtitle = f"{len(runs)} runs, best held-out loss first; written {time.strftime('%Y-%m-%d %H:%M:%S')}"

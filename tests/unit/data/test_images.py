@@ -195,8 +195,10 @@ def test_another_image_tokenizer_is_another_corpus(tmp_path: Path) -> None:
     save_image_tokenizer(VectorQuantised(SPEC).initialise(2), tmp_path / "images")
     with pytest.raises(DataError, match=r"data\.overwrite=true"):
         pack(config, serial_units)
+    digest = load_tokenizer(stage_folders(config).tokenizer).digest
     config.data.overwrite = True
     assert pack(config, serial_units).fingerprint != before
+    assert load_tokenizer(stage_folders(config).tokenizer).digest != digest, "its ids mean other images"
 
 
 def test_a_tokenizer_that_came_with_its_images_is_used_again(tmp_path: Path) -> None:
@@ -210,6 +212,7 @@ def test_a_tokenizer_that_came_with_its_images_is_used_again(tmp_path: Path) -> 
     pack(config, serial_units)
     again = stage_folders(config).tokenizer
     assert (again / "tokenizer.json").read_bytes() == (given / "tokenizer.json").read_bytes()
+    assert load_tokenizer(again).digest == load_tokenizer(given).digest
     save_image_tokenizer(VectorQuantised(SPEC).initialise(2), tmp_path / "other")
     config.data.image_tokenizer, config.data.dir = str(tmp_path / "other"), str(tmp_path / "third")
     curate(config, serial_units)
