@@ -150,7 +150,7 @@ def picture(curves: Sequence[Curves], kind: str) -> Figure:
     figure, axes = plots.new_axes(f"Training loss, {kind}", "nats per token")
     for index, one in enumerate(curves):
         seeds = smooth(one.losses[kind])
-        start = len(one.flops) // 20
+        start = len(one.flops) // 8  # without the fall that all share
         axes.plot(one.flops[start:], seeds.mean(0)[start:], color=f"C{index}", linewidth=1.5, label=one.name)
         if len(seeds) > 1:
             low, high = seeds.min(0)[start:], seeds.max(0)[start:]
