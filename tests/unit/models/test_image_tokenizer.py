@@ -78,6 +78,7 @@ def test_gradients_pass_the_codes_unchanged() -> None:
     restored = exact._images(q, 3)
     error = F.mse_loss(restored, batch.double())
     error.backward()
+    assert q.grad is not None
     (z * q.grad).sum().backward(retain_graph=True)
     (0.3 * (z - q.detach()).square().mean()).backward()
     for (name, mine), theirs in zip(model.named_parameters(), exact.parameters(), strict=True):
