@@ -20,6 +20,8 @@ class EngineConfig:
     mixed_tokens: int = 64  # prompt rows in a pass that also continues texts: bounds how much it delays them
     prefix_cache: bool = True  # requests that begin alike share pages
     draft_tokens: int = 0  # the most drafted tokens in a pass; 0: no drafting
+    drafter: str = "ngram"  # where drafts come from
+    draft_model: str = ""  # folder of a small model of the same vocabulary, for dynamic_tree and spectr
     kv_policy: str = "full"  # which tokens are kept or read; all but full are lossy
     kv_budget: float = 0.25  # share of a text's tokens that a policy keeps or reads
 

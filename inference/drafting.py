@@ -2,101 +2,163 @@
 
 A draft is a tree behind a text's last token. Each of its tokens is a row of the pass, and what the sampler would choose
 at a row decides whether the row's child is right: the random number belongs to the place in the output, not to the
-pass, so drafting changes neither greedy nor seeded nor unseeded outputs, only how many passes they take.
+pass, so drafting changes neither greedy nor seeded nor unseeded outputs, only how many passes they take. (``spectr``
+alone draws on its own: its sampled outputs have the same distribution, not the same tokens.)
 
-``Lookup`` continues the text as it went on after the last place that ended like it does now (prompt lookup, as in
-LLMA, arXiv:2304.04487): right where an output copies its input, and free where nothing matches. On a CPU a row costs
-time, so ``DraftSize`` weighs measured costs against each text's record (as PPD does for its trees, arXiv:2405.18628,
-section 4.3) and drafts nothing where that does not pay.
+Guesses come from one of ``inference.drafters``. On a CPU a row costs time, so ``DraftSize`` weighs measured costs
+against each text's record (as PPD does for its trees, arXiv:2405.18628, section 4.3) and drafts nothing where that does not pay.
+A text begins with one guess at a time and gets more as they prove right.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
+from torch import Tensor
+
+from inference.drafters.base import Draft, Source, grow
+from inference.drafters.dynamic_tree import DraftModel, DynamicTree
+from inference.drafters.ngram import Ngram
+from inference.drafters.spectr import SpecTr
+from inference.drafters.token_recycling import TokenRecycling
+from inference.drafters.trie import Trie
 from inference.generation import Generation
 
-LONGEST, SHORTEST = 4, 2  # tokens at the end of a text that must occur before
 BUSY = 4  # texts being continued from which on nothing is drafted: the pass is full of rows that are sure to count
-FIRST_RATE = 0.7  # of drafted tokens that are right, until there is a record
-MEMORY = 0.85  # weight of the record against the newest draft
+MEMORY = 0.85  # weight of the record against the newest guess
 PROBE = 32  # chances after which a text whose drafts did not pay gets another
-
-
-class Lookup:
-    """Where each run of tokens last occurred in one text."""
-
-    def __init__(self) -> None:
-        self._after: dict[tuple[int, ...], int] = {}  # run -> place behind it
-        self._seen = 0
-
-    def continuation(self, tokens: Sequence[int], most: int) -> list[int]:
-        """What followed the longest earlier run that equals the end of ``tokens``; at most ``most`` tokens."""
-        for end in range(max(self._seen, SHORTEST), len(tokens)):  # runs that something follows
-            for size in range(SHORTEST, min(LONGEST, end) + 1):
-                self._after[tuple(tokens[end - size : end])] = end
-        self._seen = len(tokens)
-        for size in range(min(LONGEST, len(tokens)), SHORTEST - 1, -1):
-            place = self._after.get(tuple(tokens[-size:]))
-            if place is not None:
-                return list(tokens[place : place + most])
-        return []
+MARGIN = 1.02  # gain below which a draft is not worth its uncertainty
+DEPTH = 6  # levels of a draft model's tree at most
 
 
 class DraftSize:
-    """How many tokens to draft: the number with the most tokens for the time of a pass.
+    """How many guesses to verify: the number with the most tokens for the time of a pass.
 
-    ``costs[rows]`` is the time of a pass of that many rows, for 1 to ``most + BUSY`` rows, in any unit.
+    ``costs[rows]`` is the time of a pass of that many rows, for 1 to ``most + BUSY`` rows, in seconds.
     """
 
     def __init__(self, costs: dict[int, float], most: int) -> None:
         self.costs, self.most = costs, most
 
-    def best(self, rate: float, texts: int) -> int:
-        """For one of ``texts`` texts whose drafted tokens have been right at ``rate``."""
-        best, most_worth = 0, texts / self.costs[texts]
+    def best(self, chances: Sequence[float], texts: int, sec_per_guess: float = 0.0) -> int:
+        """For one of ``texts`` texts, of guesses that are right, with all above them, with these ``chances``; each
+        costs ``sec_per_guess`` before it is verified."""
+        best, most_worth = 0, MARGIN * texts / self.costs[texts]
         gain = 0.0
-        for size in range(1, self.most + 1):
-            gain += rate**size
-            worth = (texts + gain) / self.costs[texts + size]
+        for size, chance in enumerate(chances[: self.most], 1):
+            gain += chance
+            worth = (texts + gain) / (self.costs[texts + size] + size * sec_per_guess)
             if worth > most_worth:
                 best, most_worth = size, worth
         return best
 
 
-class Drafter:
-    """Drafts for all texts of an engine; nothing of a text outlives it or reaches another."""
+class Record:
+    """How one text's guesses have fared."""
 
-    def __init__(self, size: DraftSize, texts: Callable[[], int]) -> None:
+    def __init__(self, first_rates: Sequence[float]) -> None:
+        self._rates = list(first_rates)
+        self.most = 1  # guesses in the next draft
+        self.passed = 0  # chances since the last draft
+
+    def rate(self, rank: int) -> float:
+        """The share of guesses of this rank that were right where all above them were."""
+        return self._rates[min(rank, len(self._rates) - 1)]
+
+    def judge(self, rank: int, right: bool) -> None:
+        """One more of them."""
+        rank = min(rank, len(self._rates) - 1)
+        self._rates[rank] = MEMORY * self._rates[rank] + (1 - MEMORY) * right
+
+
+class Drafter:
+    """Drafts for all texts of an engine. What sources remember beyond a text is kept by tenant."""
+
+    def __init__(self, size: DraftSize, texts: Callable[[], int], vocab: int, model: DraftModel | None) -> None:
         self.size, self._texts = size, texts
         self.drafted = self.right = 0
-        self._lookups: WeakKeyDictionary[Generation, Lookup] = WeakKeyDictionary()
-        self._rates: WeakKeyDictionary[Generation, float] = WeakKeyDictionary()
-        self._passed: WeakKeyDictionary[Generation, int] = WeakKeyDictionary()  # chances since the last draft
+        self.sources: dict[str, Source] = {
+            "ngram": Ngram(),
+            "token_recycling": TokenRecycling(vocab),
+            "trie": Trie(),
+        }
+        if model is not None:
+            self.sources["dynamic_tree"], self.sources["spectr"] = DynamicTree(model), SpecTr(model)
+        self._records: WeakKeyDictionary[Generation, Record] = WeakKeyDictionary()
+        self._open: WeakKeyDictionary[Generation, Draft] = WeakKeyDictionary()
+        self._level_sec = 0.0  # of a draft model's pass, with what is around it
 
     def propose(self, generation: Generation, room: int) -> tuple[list[int], list[int]]:
         """(tokens, parents) of a draft of at most ``room`` tokens; parent 0 is the text's own last token."""
-        if self._texts() >= BUSY:
+        source = self.sources.get(generation.drafter)
+        if source is None or self._texts() >= BUSY:
             return [], []
-        lookup = self._lookups.setdefault(generation, Lookup())
-        tokens = lookup.continuation(generation.tokens, min(room, self.size.most))
-        if not tokens:
+        record = self._records.setdefault(generation, Record(source.first_rates))
+        record.passed += 1
+        texts, rate = max(1, self._texts()), record.rate(0)
+        most = min(room, self.size.most)
+        level_sec = self._level_sec if isinstance(source, DynamicTree) else 0.0
+        depth = self.size.best([rate**level for level in range(1, min(most, DEPTH) + 1)], texts, level_sec)
+        probing = record.passed >= PROBE
+        if most < 1 or not (depth or probing):
             return [], []
-        size = self.size.best(self._rates.get(generation, FIRST_RATE), max(1, self._texts()))
-        if size == 0:
-            self._passed[generation] = self._passed.get(generation, 0) + 1
-            if self._passed[generation] < PROBE:
-                return [], []
-            size = 1
-        self._passed[generation] = 0
-        tokens = tokens[:size]
-        return tokens, list(range(len(tokens)))
+        most = min(most, record.most)
+        if isinstance(source, DynamicTree):
+            draft = self._tree(source, generation, most, max(1, min(depth, most)))
+        else:
+            draft = self._grown(source, generation, record, most)
+        draft = draft.first(max(self.size.best(draft.chances, texts), int(probing)))
+        if not draft.tokens:
+            return [], []
+        record.passed = 0
+        self._open[generation] = draft
+        return draft.tokens, draft.parents
 
-    def learn(self, generation: Generation, drafted: int, right: int) -> None:
-        """Count a verified draft: ``right`` of its tokens, then one wrong one unless all were right."""
-        self.drafted += drafted
+    def pick(self, generation: Generation, row: int, logits_V: Tensor) -> int | None:
+        """The token behind a verified row where the drafter has a rule of its own; None: the sampler's."""
+        source = self.sources.get(generation.drafter)
+        return source.pick(generation, row, logits_V) if isinstance(source, SpecTr) else None
+
+    def learn(self, generation: Generation, tokens: Sequence[int], path: Sequence[int], logits_RV: Tensor) -> None:
+        """Count a verified draft: ``tokens`` with the text's own first, ``path`` the rows that were right."""
+        right = len(path) - 1
+        self.drafted += len(tokens) - 1
         self.right += right
-        judged = min(drafted, right + 1)
-        rate = self._rates.get(generation, FIRST_RATE)
-        for place in range(judged):
-            rate = MEMORY * rate + (1 - MEMORY) * (place < right)
-        self._rates[generation] = rate
+        draft = self._open.pop(generation, None)
+        source = self.sources.get(generation.drafter)
+        if draft is None or source is None:
+            return
+        record = self._records[generation]
+        record.most = 2 + 4 * right if right else 1
+        if isinstance(source, DynamicTree):
+            for level in range(min(right + 1, max(_depths(draft)))):
+                record.judge(0, level < right)
+        else:
+            for row, (parent, rank) in enumerate(zip(draft.parents, draft.ranks, strict=True), 1):
+                if parent in path:
+                    record.judge(rank, row in path)
+        source.learn(generation, tokens, path, logits_RV)
+
+    def forget(self, generation: Generation) -> None:
+        """The text has ended."""
+        source = self.sources.get(generation.drafter)
+        if source is not None:
+            source.forget(generation)
+
+    def _grown(self, source: Source, generation: Generation, record: Record, most: int) -> Draft:
+        state = source.root(generation)
+        return Draft() if state is None else grow(source, state, record.rate, most)
+
+    def _tree(self, source: DynamicTree, generation: Generation, most: int, depth: int) -> Draft:
+        start = time.perf_counter()
+        draft = source.tree(generation, most, depth)
+        taken = (time.perf_counter() - start) / max(1, depth)
+        self._level_sec = taken if self._level_sec == 0 else MEMORY * self._level_sec + (1 - MEMORY) * taken
+        return draft
+
+
+def _depths(draft: Draft) -> list[int]:
+    found: list[int] = []
+    for parent in draft.parents:
+        found.append(1 + (found[parent - 1] if parent else 0))
+    return found

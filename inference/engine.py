@@ -16,6 +16,7 @@ from conf.serving import FORMS, EngineConfig
 from data.files import read_json
 from data.tokenize import load_tokenizer
 from inference.detokenize import Detokenizer
+from inference.drafters.dynamic_tree import DraftModel
 from inference.drafting import BUSY, Drafter, DraftSize
 from inference.generation import Generation, Logprob, Step
 from inference.grammar import Grammars
@@ -89,8 +90,14 @@ class Engine:
         self.drafter: Drafter | None = None
         if settings.draft_tokens:
             size = DraftSize(self._row_costs(settings.draft_tokens + BUSY), settings.draft_tokens)
-            self.drafter = Drafter(size, lambda: len(self.scheduler.running))
-            self.scheduler.draft = self.drafter.propose
+            model = None
+            if settings.draft_model:
+                tokens = pages * settings.page_tokens
+                model = DraftModel(
+                    settings.draft_model, self.spec.vocab_size, tokens, settings.page_tokens, settings.pack
+                )
+            self.drafter = Drafter(size, lambda: len(self.scheduler.running), self.spec.vocab_size, model)
+            self.scheduler.draft, self.scheduler.forget = self.drafter.propose, self.drafter.forget
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a prompt, begun as the tokenizer begins a text; names of special tokens are plain text."""
@@ -128,6 +135,7 @@ class Engine:
         text = Detokenizer(self.tokenizer.decode)
         methods = params.methods.resolved(self.settings) if task == "generate" else None
         generation = Generation(prompt, params, limit, text, self.eos_ids, salt, task, matcher, methods)
+        generation.drafter = params.methods.drafter_for(self.settings)
         if methods is not None and methods.kv_policy in POLICIES:
             shape = CacheShape(self.spec.layers, self.spec.kv_heads, self.settings.page_tokens)
             policy = POLICIES[methods.kv_policy]
@@ -264,7 +272,9 @@ class Engine:
         """Follow a draft as long as it is what would have been chosen; keep the cache of that path alone."""
         generation, path = span.generation, [0]
         while True:
-            token = self._choose(generation, logits_RV[path[-1]])
+            logits_V = logits_RV[path[-1]]
+            picked = None if self.drafter is None else self.drafter.pick(generation, path[-1], logits_V)
+            token = self._choose(generation, logits_V, picked)
             right = (row for row, above in enumerate(parents) if above == path[-1] and span.tokens[row] == token)
             if generation.finished or (row := next(right, None)) is None:
                 break
@@ -274,7 +284,7 @@ class Engine:
             self.cache.move(slots[path], slots[: len(path)])
         self.scheduler.commit(generation, span.start + len(path))
         if self.drafter is not None:
-            self.drafter.learn(generation, len(span.tokens) - 1, len(path) - 1)
+            self.drafter.learn(generation, span.tokens, path, logits_RV)
 
     def _row_costs(self, most: int) -> dict[int, float]:
         """Seconds of a pass of 1 to ``most`` rows behind a short text: the best of a few, measured now."""
@@ -318,7 +328,9 @@ def check_settings(settings: EngineConfig) -> None:
     """Raises ConfigError for values that no engine can work with."""
     if settings.dtype not in FORMS:
         raise ConfigError("engine.dtype", settings.dtype, f"must be one of {', '.join(FORMS)}", "choose one of them")
-    Methods(settings.kv_policy, settings.kv_budget)
+    methods = Methods(settings.kv_policy, settings.kv_budget, settings.drafter)
+    if settings.draft_tokens:
+        methods.drafter_for(settings)
     for item in fields(settings):
         value = getattr(settings, item.name)
         least = 0 if item.name in ("kv_tokens", "draft_tokens") else 1

@@ -65,6 +65,7 @@ class Generation:
         self.computed = 0  # tokens that the model has seen
         self.evicted = 0  # of them, those whose keys and values are no longer in the cache
         self.policy: KVPolicy | None = None  # None: all are kept and read
+        self.drafter = ""  # none
         self.lossy = () if methods is None else methods.lossy  # names of what may change the output
         self.pages: list[int] = []
         self.keys: list[bytes] = []  # of the full pages, as far as they were needed

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 
 from conf.errors import ConfigError
-from conf.methods import KV_POLICIES
+from conf.methods import DRAFTERS, KV_POLICIES
 from conf.serving import EngineConfig
 
-FULL = "full"
+FULL, NONE = "full", "none"
 
 
 @dataclass(frozen=True)
@@ -18,17 +18,30 @@ class Methods:
 
     kv_policy: str | None = None
     kv_budget: float | None = None  # share of a text's tokens that the cache keeps, or that attention reads
+    drafter: str | None = None  # or none
 
     def __post_init__(self) -> None:
         if self.kv_policy is not None and self.kv_policy not in KV_POLICIES:
             raise ConfigError("kv_policy", self.kv_policy, f"one of {', '.join(KV_POLICIES)}", "choose one of them")
+        drafters = (*DRAFTERS, NONE)
+        if self.drafter is not None and self.drafter not in drafters:
+            raise ConfigError("drafter", self.drafter, f"one of {', '.join(drafters)}", "choose one of them")
         if self.kv_budget is not None and not 0 < self.kv_budget <= 1:
             raise ConfigError("kv_budget", self.kv_budget, "must be above 0 and at most 1 (all)", "0.2 keeps a fifth")
 
     def resolved(self, settings: EngineConfig) -> "Methods":
         """With the engine's settings where the request says nothing."""
         own = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(Methods(settings.kv_policy, settings.kv_budget), **own)
+        return replace(Methods(settings.kv_policy, settings.kv_budget, settings.drafter), **own)
+
+    def drafter_for(self, settings: EngineConfig) -> str:
+        """The drafter of a request under an engine's settings. Raises ConfigError for one that the engine lacks."""
+        name = self.drafter or (settings.drafter if settings.draft_tokens else NONE)
+        if name != NONE and not settings.draft_tokens:
+            raise ConfigError("drafter", name, "this engine drafts nothing (draft_tokens is 0)", "leave it out")
+        if name in ("dynamic_tree", "spectr") and not settings.draft_model:
+            raise ConfigError("drafter", name, "needs a draft model (engine.draft_model)", "choose another drafter")
+        return name
 
     @property
     def lossy(self) -> tuple[str, ...]:

@@ -84,6 +84,7 @@ class GenerationRequest(BaseModel):
     cache_salt: str | None = Field(None, max_length=256)  # texts of different salts share no cached pages
     kv_policy: str | None = None  # the fields of ``Methods``
     kv_budget: float | None = None
+    drafter: str | None = None
 
     def refuse_unsupported(self) -> None:
         """Raises Unsupported for the first field that asks for something unknown here."""

@@ -31,9 +31,9 @@ class Sampler:
         if params.logit_bias:
             self._bias = torch.tensor(list(params.logit_bias)), torch.tensor(list(params.logit_bias.values()))
 
-    def uniform(self, index: int) -> float:
-        """The number in [0, 1) that belongs to the ``index``-th token of the output."""
-        return float(np.random.Generator(np.random.Philox(key=self._key, counter=[0, index, 0, 0])).random())
+    def uniform(self, index: int, draw: int = 0) -> float:
+        """The number in [0, 1) that belongs to the ``index``-th token of the output; further ones by ``draw``."""
+        return float(np.random.Generator(np.random.Philox(key=self._key, counter=[0, index, draw, 0])).random())
 
     def count(self, token: int) -> None:
         """Make ``token`` the output's next, for the penalties."""
@@ -61,6 +61,13 @@ class Sampler:
         place = int(torch.searchsorted(total, self.uniform(index) * float(total[-1]), right=True))
         place = min(place, probabilities.numel() - 1)
         return place if ids is None else int(ids[place])
+
+    def distribution(self, logits_V: Tensor) -> Tensor:
+        """What ``choose`` draws from without a grammar, above temperature 0: fp64, of sum 1, [vocabulary]."""
+        probabilities, ids = filtered(self._adjusted(logits_V), self.params)
+        if ids is not None:
+            probabilities = torch.zeros(logits_V.numel(), dtype=torch.float64).index_add_(0, ids, probabilities)
+        return probabilities / probabilities.sum()
 
     def _adjusted(self, logits_V: Tensor) -> Tensor:
         """Bias and penalties: those of the OpenAI API, and CTRL's (arXiv:1909.05858, section 4.1)."""

@@ -57,6 +57,7 @@ class Scheduler:
     step_tokens: int  # rows of a step without generating texts
     mixed_tokens: int  # rows of prompts in a step with generating texts
     draft: Callable[[Generation, int], tuple[list[int], list[int]]] | None = None
+    forget: Callable[[Generation], None] | None = None  # told of every text that ends
     waiting: deque[Generation] = field(default_factory=deque)
     running: list[Generation] = field(default_factory=list)  # in order of arrival
     preemptions: int = 0
@@ -74,6 +75,8 @@ class Scheduler:
         elif generation in self.waiting:
             self.waiting.remove(generation)
         self.pool.release(generation.drop_pages())
+        if self.forget is not None:
+            self.forget(generation)
 
     def expired(self) -> list[Generation]:
         """Texts beyond their deadline."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from conf.methods import DRAFTERS
 from conf.serving import EngineConfig
 from inference.engine import Engine
 from inference.generation import Generation
@@ -129,7 +130,7 @@ PATHS: dict[str, Path_] = {
     "prefix cache": (replace(TINY, prefix_cache=True), warm),
     "prefix cache and preemption": (replace(TINY, prefix_cache=True, kv_tokens=152), preempted),
     "staggered": (replace(TINY, step_tokens=16), staggered),
-    "drafts": (replace(TINY, draft_tokens=5), drafted),
+    **{f"drafts by {name}": (replace(TINY, draft_tokens=5, drafter=name), drafted) for name in DRAFTERS[:-1]},
     "draft trees": (replace(TINY, prefix_cache=True), drafted_trees),
     "scattered pages": (replace(TINY, page_tokens=1, kv_tokens=400), together),
 }
@@ -145,6 +146,8 @@ def alone(model_folder: Path) -> tuple[Requests, list[list[int]]]:
 @pytest.mark.parametrize("path", PATHS)
 def test_all_paths_give_the_same_tokens(path: str, model_folder: Path, alone: tuple[Requests, Sequence[list[int]]]):
     settings, way = PATHS[path]
+    if settings.drafter == "dynamic_tree":
+        settings = replace(settings, draft_model=str(model_folder))
     work, expected = alone
     assert way(Engine(model_folder, settings), work) == expected
 
