@@ -1,5 +1,7 @@
 """Which numbers of the config must be above 0, may not be below it, or are shares; checked by ``conf.rules``."""
 
+from conf.methods import COMMANDS
+
 _ENGINE_SIZES = ("page_tokens", "step_tokens", "mixed_tokens")
 POSITIVE = [
     "sequence.timeout",
@@ -47,7 +49,7 @@ POSITIVE = [
     "serve.max_queue_tokens",
     "serve.max_body_bytes",
     "serve.max_tokens",
-    *(f"{command}.engine.{name}" for command in ("generate", "serve") for name in _ENGINE_SIZES),
+    *(f"{command}.engine.{name}" for command in COMMANDS for name in _ENGINE_SIZES),
 ]
 NOT_NEGATIVE = [
     "seed",
@@ -56,7 +58,7 @@ NOT_NEGATIVE = [
     "model.init_std",
     "model.experts.pool_windows",
     "model.experts.balance_rate",
-    *(f"{command}.engine.{name}" for command in ("generate", "serve") for name in ("kv_tokens", "draft_tokens")),
+    *(f"{command}.engine.{name}" for command in COMMANDS for name in ("kv_tokens", "draft_tokens")),
     "data.limit",
     "image_tokenizer.commitment",
     "order.partitions",
@@ -111,5 +113,5 @@ FRACTIONS = [
     "trainer.beta1",
     "trainer.beta2",
     "generate.top_p",
-    *(f"{command}.engine.kv_budget" for command in ("generate", "serve")),
+    *(f"{command}.engine.kv_budget" for command in COMMANDS),
 ]

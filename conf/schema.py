@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from conf import curate, images, preselect, serving
 from conf.curate import CurationConfig
+from conf.evaluate import EvaluateConfig
 from conf.images import ImageTokenizerConfig
 from conf.preselect import LadderConfig, PreSelectConfig
 from conf.serving import GenerateConfig, ServeConfig
@@ -258,6 +259,7 @@ class RunConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     preselect: PreSelectConfig = field(default_factory=PreSelectConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     ladder: LadderConfig = field(default_factory=LadderConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from conf import methods
 
 FORMS = ("fp32", "bf16", "int8", "int4")  # of an engine's weights
-CHOICES = {"generate.engine.dtype": FORMS, "serve.engine.dtype": FORMS, **methods.CHOICES}
+CHOICES = {f"{command}.engine.dtype": FORMS for command in methods.COMMANDS} | methods.CHOICES
 
 
 @dataclass

@@ -6,8 +6,8 @@ pass, so drafting changes neither greedy nor seeded nor unseeded outputs, only h
 alone draws on its own: its sampled outputs have the same distribution, not the same tokens.)
 
 Guesses come from one of ``inference.drafters``. On a CPU a row costs time, so ``DraftSize`` weighs measured costs
-against each text's record (as PPD does for its trees, arXiv:2405.18628, section 4.3) and drafts nothing where that does not pay.
-A text begins with one guess at a time and gets more as they prove right.
+against each text's record (as PPD does for its trees, arXiv:2405.18628, section 4.3) and drafts
+nothing where that does not pay. A text begins with one guess at a time and gets more as they prove right.
 """
 
 import time
@@ -138,6 +138,12 @@ class Drafter:
                 if parent in path:
                     record.judge(rank, row in path)
         source.learn(generation, tokens, path, logits_RV)
+
+    def see(self, generation: Generation, logits_1V: Tensor) -> None:
+        """The logits behind a text's last token, of a pass without a draft."""
+        source = self.sources.get(generation.drafter)
+        if source is not None:
+            source.learn(generation, generation.tokens[-1:], [0], logits_1V)
 
     def forget(self, generation: Generation) -> None:
         """The text has ended."""

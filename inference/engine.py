@@ -247,6 +247,8 @@ class Engine:
         if generation.limit == 0:
             generation.end("length")
             return
+        if self.drafter is not None:
+            self.drafter.see(generation, logits_RV[-1:])
         self._choose(generation, logits_RV[-1], greedy)
 
     def _evict(self, generation: Generation) -> None:

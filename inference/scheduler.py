@@ -124,6 +124,8 @@ class Scheduler:
         start, count, probes = generation.computed, min(budget, generation.pending), 0
         if generation.policy is not None and count > 0:
             count, probes = generation.policy.chunk(generation.held, generation.pending, budget)
+        if generation.params.prompt_logprobs:  # what is to be scored must not be seen before its turn
+            probes = 0
         if count <= 0 or not self._make_room(generation, generation.held + count + probes, spans):
             return 0
         tokens = generation.tokens[start : start + count]

@@ -50,6 +50,7 @@ COMMANDS = {
     "train": Command("launch.train", "train on a gang of Ray actors, from the newest checkpoint if there is one"),
     "export": Command("launch.export", "write a checkpoint as a Hugging Face folder"),
     "generate": Command("launch.generate", "continue a prompt: sundog generate --prompt TEXT", takes_config=False),
+    "evaluate": Command("launch.evaluate", "needles, threads, automata and perplexity of a model folder"),
     "serve": Command("launch.serve", "answer the OpenAI API on loopback through Ray Serve"),
     "report": Command(
         "launch.report", "write plots and a page from a run's folder: sundog report RUN", takes_config=False

@@ -20,6 +20,7 @@ from trainers.lineage import FILE_NAME as LINEAGE_FILE
 
 FOLDER, PAGE = "report", "index.html"
 RECONSTRUCTIONS = "reconstructions.png"  # of an image tokenizer's run: held-out images, each before what becomes of it
+EVALUATION_FILE = "evaluation.json"  # of `sundog evaluate`
 TIMELINE_FILE = "timeline.json"  # trainers.timeline writes it; that module needs torch, this one does not
 
 
@@ -34,6 +35,7 @@ class RunFolder:
     status: dict[str, Any]
     attempts: list[Any]
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
 
 
 def _read(path: Path, otherwise: Any) -> Any:
@@ -76,6 +78,7 @@ def read_run(run_dir: Path) -> RunFolder:
         status=_read(run_dir / "status.json", {}),
         attempts=_read_lines(run_dir / "attempts.jsonl"),
         stages=_read(run_dir / LINEAGE_FILE, {}),
+        evaluation=_read(run_dir / EVALUATION_FILE, {}).get("results", {}),
     )
 
 
@@ -136,10 +139,17 @@ def _sections(run: RunFolder) -> list[tuple[str, str]]:
         for name, stage in run.stages.items()
     ]
     attempts = [_attempt(record) for record in run.attempts if isinstance(record, dict)]
+    judged = [
+        (policy, task, figure, f"{value:.3f}")
+        for policy, tasks in run.evaluation.items()
+        for task, found in tasks.items()
+        for figure, value in found.items()
+    ]
     columns = ("stage", "fingerprint", "made", "figures")
     return [
         ("Samples", page.table(samples, ("step", "prompt", "continuation")) if samples else ""),
         ("Data", page.table(stages, columns) if stages else ""),
+        ("Evaluation", page.table(judged, ("attention", "task", "figure", "value")) if judged else ""),
         ("Attempts", page.table(attempts, ("attempt", "when", "event", "facts")) if attempts else ""),
         (
             "Config",

@@ -52,6 +52,34 @@ def run_id(run_dir: Path, known: str = "") -> str:
     return known
 
 
+def log_evaluation(config: RunConfig, values: Mapping[str, float], log: Log) -> None:
+    """Write an evaluation's figures to the summary of the run in wandb, where ``config`` asks for it."""
+    if config.tracker.wandb == "disabled":
+        return
+    require_tracker(config)
+    try:
+        import wandb
+
+        run_dir = Path(config.run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        mode = "offline" if config.tracker.wandb == "offline" else "online"
+        settings = wandb.Settings(console="off", silent=True, init_timeout=INIT_TIMEOUT_SEC)
+        run = wandb.init(
+            project=config.tracker.project,
+            entity=config.tracker.entity or None,
+            name=config.name,
+            id=run_id(run_dir),
+            resume="allow",
+            dir=run_dir,
+            mode=mode,
+            settings=settings,
+        )
+        run.summary.update(dict(values))
+        run.finish()
+    except Exception as error:  # as in ``Tracker``: the figures are in the JSON file
+        log(f"WARNING: wandb failed: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
 class Tracker:
     """Writes a run's metrics and samples. ``resume_step`` optimizer steps are done already."""
 

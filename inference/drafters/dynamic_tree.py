@@ -40,9 +40,8 @@ class DraftModel:
         self.context = model.spec.context
         self._shadows: WeakKeyDictionary[Generation, Generation] = WeakKeyDictionary()
 
-    def probabilities(self, generation: Generation, tokens: Sequence[int], parents: Sequence[int]) -> Tensor | None:
-        """Next-token probabilities [1 + tokens, vocabulary], at the text's temperature, behind its last token and each
-        of a tree; None: there is no room."""
+    def logits(self, generation: Generation, tokens: Sequence[int], parents: Sequence[int]) -> Tensor | None:
+        """Logits [1 + tokens, vocabulary] behind the text's last token and each of a tree; None: there is no room."""
         shadow = self._shadows.get(generation)
         if shadow is None:
             text = Detokenizer(lambda _: "")
@@ -62,9 +61,7 @@ class DraftModel:
         span = Span(shadow, shadow.computed, [*pending, *tokens], [*chain, *above])
         logits_RV = self.runner.run([span], self.cache).logits[0]
         assert logits_RV is not None
-        temperature = generation.params.temperature
-        scale = 1.0 if temperature == GREEDY else temperature
-        return (logits_RV[len(pending) - 1 :] / scale).softmax(1)
+        return logits_RV[len(pending) - 1 :]
 
     def forget(self, generation: Generation) -> None:
         """Free what is held of a text."""
@@ -108,9 +105,11 @@ class DynamicTree:
         frontier: list[tuple[float, int, int, int]] = []  # chance, rank, token, parent
         looked = -1  # last row whose children are in the frontier
         for _ in range(depth):
-            probabilities = self.model.probabilities(generation, draft.tokens, draft.parents)
-            if probabilities is None:
+            logits_RV = self.model.logits(generation, draft.tokens, draft.parents)
+            if logits_RV is None:
                 break
+            temperature = generation.params.temperature
+            probabilities = (logits_RV / (temperature if temperature > GREEDY else 1.0)).softmax(1)
             values, ids = probabilities[looked + 1 :].topk(min(WIDTH, probabilities.shape[1]), 1)
             for row, (chances, tokens) in enumerate(zip(values.tolist(), ids.tolist(), strict=True), looked + 1):
                 above = draft.chances[row - 1] if row else 1.0

@@ -34,10 +34,10 @@ class SpecTr(DynamicTree):
         ends = [0] * SEQUENCES  # the row where each sequence is
         sampler, place = generation.sampler, generation.completion_tokens
         for level in range(max(1, min(depth, most // SEQUENCES))):
-            probabilities = self.model.probabilities(generation, draft.tokens, draft.parents)
-            if probabilities is None:
+            logits_RV = self.model.logits(generation, draft.tokens, draft.parents)
+            if logits_RV is None:
                 break
-            opened.rows = probabilities.double()
+            opened.rows = [*opened.rows, *(sampler.distribution(row_V) for row_V in logits_RV[len(opened.rows) :])]
             for index, row in enumerate(ends):
                 total = opened.rows[row].cumsum(0)
                 draw = sampler.uniform(place, 1 + level * SEQUENCES + index) * float(total[-1])
@@ -67,7 +67,7 @@ class _Open:
     """A draft that waits for its verification: what each row's distribution was and what was drawn from it."""
 
     def __init__(self) -> None:
-        self.rows = torch.empty(0, 0)
+        self.rows: list[Tensor] = []
         self.drawn: dict[int, list[int]] = {}
 
 
