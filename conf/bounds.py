@@ -58,7 +58,7 @@ NOT_NEGATIVE = [
     "model.init_std",
     "model.experts.pool_windows",
     "model.experts.balance_rate",
-    *(f"{command}.engine.{name}" for command in COMMANDS for name in ("kv_tokens", "draft_tokens")),
+    *(f"{command}.engine.{name}" for command in COMMANDS for name in ("kv_tokens", "draft_tokens", "decode_layers")),
     "data.limit",
     "image_tokenizer.commitment",
     "order.partitions",

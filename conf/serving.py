@@ -22,6 +22,7 @@ class EngineConfig:
     draft_tokens: int = 0  # the most drafted tokens in a pass; 0: no drafting
     drafter: str = "ngram"  # where drafts come from
     draft_model: str = ""  # folder of a small model of the same vocabulary, for dynamic_tree and spectr
+    decode_layers: int = 0  # layers that compute the last token of an output, all the first; 0: always all
     kv_policy: str = "full"  # which tokens are kept or read; all but full are lossy
     kv_budget: float = 0.25  # share of a text's tokens that a policy keeps or reads
 

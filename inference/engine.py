@@ -134,6 +134,9 @@ class Engine:
         matcher = None if params.grammar is None else self._grammars.matcher(params.grammar)
         text = Detokenizer(self.tokenizer.decode)
         methods = params.methods.resolved(self.settings) if task == "generate" else None
+        if methods is not None and (methods.decode_layers or 0) > self.spec.layers:
+            rule = f"must be at most the model's {self.spec.layers} layers"
+            raise ConfigError("decode_layers", methods.decode_layers, rule, "lower it")
         generation = Generation(prompt, params, limit, text, self.eos_ids, salt, task, matcher, methods)
         generation.drafter = params.methods.drafter_for(self.settings)
         if methods is not None and methods.kv_policy in POLICIES:
@@ -335,7 +338,7 @@ def check_settings(settings: EngineConfig) -> None:
         methods.drafter_for(settings)
     for item in fields(settings):
         value = getattr(settings, item.name)
-        least = 0 if item.name in ("kv_tokens", "draft_tokens") else 1
+        least = 0 if item.name in ("kv_tokens", "draft_tokens", "decode_layers") else 1
         if isinstance(item.default, int) and not isinstance(item.default, bool) and value < least:
             raise ConfigError(f"engine.{item.name}", value, f"must be a whole number from {least} on", "raise it")
 

@@ -66,6 +66,7 @@ class Generation:
         self.evicted = 0  # of them, those whose keys and values are no longer in the cache
         self.policy: KVPolicy | None = None  # None: all are kept and read
         self.drafter = ""  # none
+        self.decode_layers = 0 if methods is None else methods.decode_layers or 0
         self.lossy = () if methods is None else methods.lossy  # names of what may change the output
         self.pages: list[int] = []
         self.keys: list[bytes] = []  # of the full pages, as far as they were needed

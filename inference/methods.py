@@ -19,10 +19,13 @@ class Methods:
     kv_policy: str | None = None
     kv_budget: float | None = None  # share of a text's tokens that the cache keeps, or that attention reads
     drafter: str | None = None  # or none
+    decode_layers: int | None = None  # layers that compute the last token; 0: all, always
 
     def __post_init__(self) -> None:
         if self.kv_policy is not None and self.kv_policy not in KV_POLICIES:
             raise ConfigError("kv_policy", self.kv_policy, f"one of {', '.join(KV_POLICIES)}", "choose one of them")
+        if self.decode_layers is not None and self.decode_layers < 0:
+            raise ConfigError("decode_layers", self.decode_layers, "must not be negative", "0 uses all layers")
         drafters = (*DRAFTERS, NONE)
         if self.drafter is not None and self.drafter not in drafters:
             raise ConfigError("drafter", self.drafter, f"one of {', '.join(drafters)}", "choose one of them")
@@ -32,7 +35,7 @@ class Methods:
     def resolved(self, settings: EngineConfig) -> "Methods":
         """With the engine's settings where the request says nothing."""
         own = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(Methods(settings.kv_policy, settings.kv_budget, settings.drafter), **own)
+        return replace(Methods(settings.kv_policy, settings.kv_budget, settings.drafter, settings.decode_layers), **own)
 
     def drafter_for(self, settings: EngineConfig) -> str:
         """The drafter of a request under an engine's settings. Raises ConfigError for one that the engine lacks."""
@@ -49,4 +52,6 @@ class Methods:
         found = []
         if self.kv_policy != FULL:
             found.append(f"kv_policy={self.kv_policy}:{self.kv_budget:g}")
+        if self.decode_layers:
+            found.append(f"decode_layers={self.decode_layers}")
         return tuple(found)

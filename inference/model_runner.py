@@ -16,6 +16,7 @@ from torch import Tensor
 from conf.errors import ConfigError
 from inference.paged_attention import PagedCache, StepAttention
 from inference.scheduler import Span
+from inference.skip_decode import active_layers
 from inference.weights import linear
 from models.block import Block
 from models.decoder import Decoder
@@ -71,19 +72,40 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, spans: Sequence[Span], cache: PagedCache) -> Result:
-        """Compute the spans' tokens, whose pages are there, and write their keys and values."""
-        tokens, positions, slots = [], [], []
-        for span in spans:
-            tokens += span.tokens
-            positions += positions_of(span)
-            slots += span.generation.slots(span.place, len(span.tokens), cache.page_tokens)
-        x_TE = self.forward(tokens, positions, slots, StepAttention(cache, spans, self.dtype), cache)
-        return self.results(spans, x_TE)
+        """Compute the spans' tokens, whose pages are there, and write their keys and values.
+
+        Spans that use the same layers are one pass.
+        """
+        passes: dict[tuple[int, ...], list[int]] = {}
+        for index, span in enumerate(spans):
+            passes.setdefault(tuple(active_layers(span.generation, self.spec.layers)), []).append(index)
+        rows: dict[int, Tensor] = {}
+        for layers, members in passes.items():
+            mine = [spans[index] for index in members]
+            tokens, positions, slots = [], [], []
+            for span in mine:
+                tokens += span.tokens
+                positions += positions_of(span)
+                slots += span.generation.slots(span.place, len(span.tokens), cache.page_tokens)
+            x_TE = self.forward(tokens, positions, slots, StepAttention(cache, mine, self.dtype), cache, layers)
+            if len(passes) == 1:
+                return self.results(spans, x_TE)
+            rows.update(zip(members, x_TE.split([len(span.tokens) for span in mine]), strict=True))
+        return self.results(spans, torch.cat([rows[index] for index in range(len(spans))]))
 
     def forward(
-        self, tokens: list[int], positions: list[int], slots: list[int], attend: Attend, cache: PagedCache
+        self,
+        tokens: list[int],
+        positions: list[int],
+        slots: list[int],
+        attend: Attend,
+        cache: PagedCache,
+        layers: Sequence[int] = (),
     ) -> Tensor:
-        """What the last norm reads, [rows, dim]; the rows' keys and values go to ``slots`` of the cache."""
+        """What the last norm reads, [rows, dim]; the rows' keys and values go to ``slots`` of the cache.
+
+        ``layers`` are those that compute; empty: all.
+        """
         angles = torch.tensor(positions, dtype=torch.float32)[:, None] * self._frequencies
         turn_T1D = torch.polar(torch.ones_like(angles), angles)[:, None]
         tokens_T = torch.tensor(tokens, dtype=torch.int64)
@@ -92,8 +114,8 @@ class ModelRunner:
             described = self._model.describe(tokens_T[None], torch.tensor(positions)[None]).tokens
         step = _Step(turn_T1D, torch.tensor(slots, dtype=torch.int64), attend, cache, described)
         x_TE = F.embedding(tokens_T, self._embedding)
-        for index, layer in enumerate(self._layers):
-            x_TE = layer(index, x_TE, step)
+        for index in layers or range(self.spec.layers):
+            x_TE = self._layers[index](index, x_TE, step)
         return x_TE
 
     def results(self, spans: Sequence[Span], x_TE: Tensor) -> Result:

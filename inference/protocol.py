@@ -85,6 +85,7 @@ class GenerationRequest(BaseModel):
     kv_policy: str | None = None  # the fields of ``Methods``
     kv_budget: float | None = None
     drafter: str | None = None
+    decode_layers: int | None = None
 
     def refuse_unsupported(self) -> None:
         """Raises Unsupported for the first field that asks for something unknown here."""

@@ -20,7 +20,8 @@ TEXT = "the cat sat on the mat. the dog sat on the log. a na\u00efve caf\u00e9 \
 def make_folder(folder: Path, seed: int = 0, context: int = 1024, **changes: Any) -> Path:
     train_tokenizer([TEXT], 290, folder.parent / "tokenizer")
     vocab = load_tokenizer(folder.parent / "tokenizer").vocab_size
-    spec = ModelSpec(vocab, 32, 2, 4, 2, 8, 64, init_std=0.3, context=context, **changes)
+    sizes: dict[str, Any] = {"layers": 2, **changes}
+    spec = ModelSpec(vocab, 32, heads=4, kv_heads=2, head_dim=8, ffn_dim=64, init_std=0.3, context=context, **sizes)
     return save_hf(Decoder(spec).initialise(seed), folder, folder.parent / "tokenizer")
 
 
