@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from inference.drafters.base import Draft, Source, grow
+from inference.drafters.base import Draft, Source
 from inference.drafters.dynamic_tree import DraftModel, DynamicTree
 from inference.drafters.ngram import Ngram
 from inference.drafters.spectr import SpecTr
@@ -103,10 +103,12 @@ class Drafter:
         if most < 1 or not (depth or probing):
             return [], []
         most = min(most, record.most)
+        depth = max(1, min(depth, most))
+        start = time.perf_counter()
+        draft = source.draft(generation, record.rate, most, depth)
         if isinstance(source, DynamicTree):
-            draft = self._tree(source, generation, most, max(1, min(depth, most)))
-        else:
-            draft = self._grown(source, generation, record, most)
+            taken = (time.perf_counter() - start) / depth
+            self._level_sec = MEMORY * self._level_sec + (1 - MEMORY) * taken if self._level_sec else taken
         draft = draft.first(max(self.size.best(draft.chances, texts), int(probing)))
         if not draft.tokens:
             return [], []
@@ -150,17 +152,6 @@ class Drafter:
         source = self.sources.get(generation.drafter)
         if source is not None:
             source.forget(generation)
-
-    def _grown(self, source: Source, generation: Generation, record: Record, most: int) -> Draft:
-        state = source.root(generation)
-        return Draft() if state is None else grow(source, state, record.rate, most)
-
-    def _tree(self, source: DynamicTree, generation: Generation, most: int, depth: int) -> Draft:
-        start = time.perf_counter()
-        draft = source.tree(generation, most, depth)
-        taken = (time.perf_counter() - start) / max(1, depth)
-        self._level_sec = taken if self._level_sec == 0 else MEMORY * self._level_sec + (1 - MEMORY) * taken
-        return draft
 
 
 def _depths(draft: Draft) -> list[int]:

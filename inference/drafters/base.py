@@ -1,6 +1,7 @@
 """What a drafter is: it says which tokens may follow, and the tree of the likeliest is grown here."""
 
 import heapq
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -42,12 +43,8 @@ class Source(Protocol):
 
     first_rates: Sequence[float]  # share of guesses of each rank that are right, until there is a record
 
-    def root(self, generation: Generation) -> Any:
-        """The state behind the text's last token; None: nothing to say."""
-        ...
-
-    def children(self, state: Any) -> list[Child]:
-        """Guesses of the token that follows, best first."""
+    def draft(self, generation: Generation, rate: Callable[[int], float], most: int, depth: int) -> Draft:
+        """At most ``most`` guesses; ``rate`` is the text's record by rank, ``depth`` what pays for a draft model."""
         ...
 
     def learn(self, generation: Generation, tokens: Sequence[int], path: Sequence[int], logits_RV: Tensor) -> None:
@@ -59,14 +56,35 @@ class Source(Protocol):
         ...
 
 
-def grow(source: Source, state: Any, rate: Callable[[int], float], most: int) -> Draft:
+class Successors(ABC):
+    """A source that knows what may follow each token, and nothing of chances but its ranks."""
+
+    @abstractmethod
+    def root(self, generation: Generation) -> Any:
+        """The state behind the text's last token; None: nothing to say."""
+
+    @abstractmethod
+    def children(self, state: Any) -> list[Child]:
+        """Guesses of the token that follows, best first."""
+
+    def draft(self, generation: Generation, rate: Callable[[int], float], most: int, depth: int) -> Draft:
+        """The likeliest paths by the text's record."""
+        state = self.root(generation)
+        return Draft() if state is None else grow(self.children, state, rate, most)
+
+    def learn(self, generation: Generation, tokens: Sequence[int], path: Sequence[int], logits_RV: Tensor) -> None:
+        """Nothing, unless a source says otherwise: the text is read again."""
+        return
+
+
+def grow(children: Callable[[Any], list[Child]], state: Any, rate: Callable[[int], float], most: int) -> Draft:
     """The ``most`` guesses with the largest product of rates along their path, by a heap (DySpec, arXiv:2410.11744,
     algorithm 1, with rates in the place of a draft model's probabilities)."""
     draft = Draft()
     heap: list[tuple[float, int, int, Child]] = []
 
     def push(parent: int, chance: float, state: Any) -> None:
-        for child in source.children(state):
+        for child in children(state):
             value = chance * rate(child[1])
             if value > 0:
                 heapq.heappush(heap, (-value, len(heap) + 64 * len(draft.tokens), parent, child))

@@ -1,6 +1,6 @@
 """Trees from a small draft model, deep where it is sure and wide where it is not (DySpec, arXiv:2410.11744)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from conf.errors import ConfigError
 from inference.detokenize import Detokenizer
-from inference.drafters.base import Child, Draft
+from inference.drafters.base import Draft
 from inference.generation import Generation
 from inference.model_runner import ModelRunner
 from inference.paged_attention import PagedCache
@@ -92,14 +92,7 @@ class DynamicTree:
     def __init__(self, model: DraftModel) -> None:
         self.model = model
 
-    def root(self, generation: Generation) -> Generation:
-        return generation
-
-    def children(self, state: Generation) -> list[Child]:
-        """Not used: ``tree`` asks the model level by level."""
-        return []
-
-    def tree(self, generation: Generation, most: int, depth: int) -> Draft:
+    def draft(self, generation: Generation, rate: Callable[[int], float], most: int, depth: int) -> Draft:
         """At most ``most`` guesses, ``depth`` deep."""
         draft = Draft()
         frontier: list[tuple[float, int, int, int]] = []  # chance, rank, token, parent

@@ -4,9 +4,7 @@ arXiv:2304.04487): right where an output copies its input, and free where nothin
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
-from torch import Tensor
-
-from inference.drafters.base import Child
+from inference.drafters.base import Child, Successors
 from inference.generation import Generation
 
 LONGEST, SHORTEST = 4, 2  # tokens at the end of a text that must occur before
@@ -32,7 +30,7 @@ class Lookup:
         return None
 
 
-class Ngram:
+class Ngram(Successors):
     """One guess, from the text itself."""
 
     first_rates: Sequence[float] = (0.7,)
@@ -48,9 +46,6 @@ class Ngram:
     def children(self, state: tuple[list[int], int]) -> list[Child]:
         tokens, place = state
         return [(tokens[place], 0, (tokens, place + 1))] if place < len(tokens) else []
-
-    def learn(self, generation: Generation, tokens: Sequence[int], path: Sequence[int], logits_RV: Tensor) -> None:
-        """Nothing: the text is read again."""
 
     def forget(self, generation: Generation) -> None:
         self._lookups.pop(generation, None)

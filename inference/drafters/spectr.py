@@ -1,7 +1,7 @@
 """Several sampled drafts and their verification by optimal transport with membership cost, up to a factor of
 1 - 1/e (SpecTr's k-sequential selection, arXiv:2310.15141, section 4 and algorithm 2)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,10 +26,10 @@ class SpecTr(DynamicTree):
         super().__init__(model)
         self._open: WeakKeyDictionary[Generation, _Open] = WeakKeyDictionary()
 
-    def tree(self, generation: Generation, most: int, depth: int) -> Draft:
+    def draft(self, generation: Generation, rate: Callable[[int], float], most: int, depth: int) -> Draft:
         self._open.pop(generation, None)
         if generation.params.temperature == GREEDY:
-            return super().tree(generation, most, depth)
+            return super().draft(generation, rate, most, depth)
         draft, opened = Draft(), _Open()
         ends = [0] * SEQUENCES  # the row where each sequence is
         sampler, place = generation.sampler, generation.completion_tokens

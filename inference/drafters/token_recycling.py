@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from inference.drafters.base import Child
+from inference.drafters.base import Child, Successors
 from inference.generation import Generation
 
 WIDTH = 8  # successors kept for each token
 TENANTS = 16  # adjacency matrices that are kept, by the salt of their texts
 
 
-class TokenRecycling:
+class TokenRecycling(Successors):
     """An adjacency matrix [vocabulary, ``WIDTH``] of the likeliest successors, refreshed by every verified row.
 
     It outlives texts, so there is one for each tenant's salt: what one tenant's texts were likely to say is not guessed

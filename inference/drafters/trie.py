@@ -4,9 +4,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
-from torch import Tensor
-
-from inference.drafters.base import Child
+from inference.drafters.base import Child, Successors
 from inference.generation import Generation
 
 BRANCH = 8  # tokens of a continuation
@@ -57,7 +55,7 @@ class Own:
         self.read = len(tokens)
 
 
-class Trie:
+class Trie(Successors):
     """Guesses from the text itself, else from what the same tenant's texts have said before.
 
     The prompt's continuations are in the text's own trie, which ends with it; only outputs go to the tenant's.
@@ -82,9 +80,6 @@ class Trie:
     def children(self, state: Node) -> list[Child]:
         best = sorted(state.items(), key=lambda item: -item[1].count)[:WIDTH]
         return [(token, rank, node) for rank, (token, node) in enumerate(best)]
-
-    def learn(self, generation: Generation, tokens: Sequence[int], path: Sequence[int], logits_RV: Tensor) -> None:
-        """Nothing: the text is read again."""
 
     def forget(self, generation: Generation) -> None:
         self._own.pop(generation, None)

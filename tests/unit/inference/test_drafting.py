@@ -8,7 +8,8 @@ import torch
 from conf.errors import ConfigError
 from conf.methods import DRAFTERS
 from conf.serving import EngineConfig
-from inference.drafters.base import grow
+from inference.drafters.base import Successors, grow
+from inference.drafters.dynamic_tree import DynamicTree
 from inference.drafters.ngram import LONGEST, SHORTEST, Lookup
 from inference.drafters.spectr import acceptance_factor, k_sequential
 from inference.drafters.trie import BRANCH, MATCH, Node, Own
@@ -55,18 +56,15 @@ def test_a_draft_is_as_long_as_pays():
     assert flat.best(sure, 1, sec_per_guess=1.0) == 0  # a draft model that is as slow as the model
 
 
-class Pairs:
-    """Guesses of a table: what may follow each token."""
+FOLLOWS = {0: [1, 2], 1: [3, 4], 2: [5], 3: [], 4: [], 5: []}
 
-    first_rates = (0.6, 0.3)
-    table = {0: [1, 2], 1: [3, 4], 2: [5], 3: [], 4: [], 5: []}  # noqa: RUF012
 
-    def children(self, state: int):
-        return [(token, rank, token) for rank, token in enumerate(self.table[state])]
+def children(token: int) -> list[tuple[int, int, int]]:
+    return [(child, rank, child) for rank, child in enumerate(FOLLOWS[token])]
 
 
 def test_a_tree_holds_the_likeliest_paths():
-    draft = grow(Pairs(), 0, Record(Pairs.first_rates).rate, 4)  # pyright: ignore[reportArgumentType]
+    draft = grow(children, 0, Record((0.6, 0.3)).rate, 4)
     assert draft.tokens == [1, 3, 2, 4]
     assert draft.parents == [0, 1, 0, 1]
     assert draft.chances == pytest.approx([0.6, 0.36, 0.3, 0.18])
@@ -144,8 +142,8 @@ def test_no_drafter_changes_a_greedy_text_and_all_leave_nothing_behind(
         assert ids(own, prompt, asked) == ids(engine, prompt, replace(asked, methods=Methods()))
     assert own.stats.drafted_tokens > 0
     source = own.drafter.sources[drafter]
-    if hasattr(source, "model"):
-        assert source.model.pool.used == 0  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(source, DynamicTree):
+        assert source.model.pool.used == 0
 
 
 def test_sampled_texts_have_the_same_distribution_with_spectr(model_folder: Path, tmp_path: Path):
@@ -201,6 +199,7 @@ def test_what_a_tenant_said_drafts_for_no_other(model_folder: Path):
     assert engine.drafter is not None
     for drafter in ("token_recycling", "trie"):
         source = engine.drafter.sources[drafter]
+        assert isinstance(source, Successors)
         params = SamplingParams(max_tokens=30, temperature=0.0, ignore_eos=True, methods=Methods(drafter=drafter))
         first = engine.start(engine.encode("the cat sat"), params, b"one")
         engine.submit(first)
