@@ -29,6 +29,10 @@ class TokenSelect(KVPolicy):
         self._chosen: dict[int, tuple[Tensor, Tensor, int]] = {}  # layer: query, indices, length then
         self.reused = 0  # selections
 
+    def chunk(self, held: int, pending: int, rows: int) -> tuple[int, int]:
+        """The prompt's last token has a pass, and so a selection, of its own: among many rows a question is lost."""
+        return min(rows, max(1, pending - 1)), 0
+
     def select(self, layer: int, q_SKGD: Tensor, keys: list[Tensor]) -> Tensor | None:
         held = sum(part.shape[1] for part in keys)
         count = min(held, max(SINKS + LOCAL, self.limit(held)))

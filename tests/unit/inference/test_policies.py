@@ -220,7 +220,7 @@ def test_clusters_hold_every_key_once_and_their_centroids_are_means():
 def finder(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     """A model that looks words up in its context."""
     folder = needle_model.write(tmp_path_factory.mktemp("finder") / "model")
-    return Engine(folder, EngineConfig(pack=False, kv_tokens=2048))
+    return Engine(folder, EngineConfig(pack=False, kv_tokens=2048, step_tokens=160))
 
 
 def recall(engine: Engine, policy: str, budget: float) -> float:
