@@ -160,7 +160,7 @@ def disturbed_run(address: str, root: Path, corpus: Path, kills: int, chance: ra
         noted = log.stat().st_size if log.exists() else 0
         while driver.is_alive() and tally.kills < kills:
             driver.join(chance.uniform(0.05, LONGEST_WAIT_SEC))
-            if log.exists() and log.stat().st_size == noted:
+            if not log.exists() or log.stat().st_size == noted:
                 continue  # a driver that has begun nothing yet would be killed in vain
             if driver.is_alive() and chance.random() < DRIVER_SHARE:
                 driver.kill()
