@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from data.documents import read_texts
-from data.embed import Vectors
 from data.manifest import read_manifest
 from data.metrics import adjacent_similarity, compression_gain, neighbour_share, pair_similarity
 from data.neighbours import nearest
 from data.orders import ORDERS
 from data.orders.graph import Lists
 from data.packing import plan
+from data.vectors import Vectors
 
 PACKINGS = ("concat", "soft", "whole")
 TOKEN_BYTES = 4

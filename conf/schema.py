@@ -37,6 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.experts.routing": ("expert_choice", "token_choice"),
     "model.experts.pool": ("sequence_group", "local"),
     "model.experts.causal": ("threshold", "auxiliary"),
+    "order.embedder": ("tfidf", "static", "transformer"),
     "order.kind": ("random", "reference", "algorithm1", "matching"),
     "order.index": ("auto", "flat", "ivf", "hnsw", "cells"),
     "sharding.kind": ("ddp", "fsdp"),
@@ -130,7 +131,9 @@ class OrderConfig:
     index: str = "auto"  # how they are found; cells: a join over many nodes
     partitions: int = 0  # of the matching, each a unit of work; 0: one for every four million documents
     near_duplicates: float = 0.8  # word 5-grams in common (Jaccard) from which on the shorter document goes; 0: off
-    dimensions: int = 256  # of a document's embedding
+    embedder: str = "tfidf"
+    model: str = ""  # folder of a static or transformer embedder: sentence-transformers, Contriever, model2vec
+    dimensions: int = 256  # of a document's embedding by tfidf
     features: int = 262_144  # buckets of the hashed TF-IDF
 
 

@@ -1,179 +1,39 @@
-"""Document embeddings without a model: hashed TF-IDF, then truncated SVD (latent semantic analysis).
-
-Deerwester et al. 1990; the randomised SVD of Halko et al. 2011 as scikit-learn has it. Every text's word counts are
-hashed into a fixed number of columns (phase 1, by part), columns of words that occur in one document only are left
-out, as they make nothing similar, the SVD is fitted on the whole corpus or on an even sample of it (phase 2), and every
-part is projected, the corpus mean subtracted (against hubs) and the rows normalised (phase 3).
-"""
+"""The embedding stage: vectors of the curated documents by the embedder that the config names."""
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import scipy.sparse as sp
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import HashingVectorizer
-from threadpoolctl import threadpool_limits
-
+from conf.errors import ConfigError
 from conf.schema import RunConfig
-from data.documents import read_texts
-from data.files import atomic_path
+from data.embedders import EMBEDDERS
 from data.manifest import Manifest, read_manifest
-from data.shards import write_array
-from data.stages import RunUnits, Stage, Unit, collect_files, record_files, run_stage, stage_folders, unit
-
-SEED = 0  # of the randomised SVD: the same corpus gives the same vectors whatever the run's seed is
-FIT_DOCUMENTS = 20_000  # rows that the SVD is fitted on, at most
-ITERATIONS = 2  # of the SVD's power method
-FEATURE_TEXT = 200_000  # characters of a document that are looked at: its topic is clear by then
-Floats = npt.NDArray[np.float32]
-Sparse = Any  # a scipy.sparse.csr_matrix, whose operators have no usable types
+from data.stages import RunUnits, Stage, collect_files, run_stage, stage_folders
+from data.vectors import vectors_name
 
 
 def embed(config: RunConfig, run_units: RunUnits) -> Manifest:
-    """Embeds the curated documents into ``{data.dir}/embedded``: ``vectors-*.npy``, float32 ``[documents, dims]``."""
-    folders = stage_folders(config)
+    """Embeds the curated documents into ``{data.dir}/embedded``: ``vectors-*.npy``, float32 ``[documents, dims]``.
+
+    Figures: ``documents``, ``dimensions``, ``parts``. Raises ConfigError where the embedder's model is missing.
+    """
+    folders, embedder = stage_folders(config), EMBEDDERS[config.order.embedder]
     curated = read_manifest(folders.curated, command="curate")
-    settings = {"features": config.order.features, "dimensions": config.order.dimensions}
+    model = Path(config.order.model).expanduser().absolute() if config.order.model else None
+    if (model is None) != (config.order.embedder == "tfidf"):
+        rule = "static and transformer embedders take a model's folder, tfidf takes none"
+        raise ConfigError("order.model", config.order.model, rule, "order.embedder=transformer order.model=FOLDER")
+    settings = embedder.settings(config.order)
     stage = Stage("embed", 1, folders.embedded, settings, curated, overwrite=config.data.overwrite)
 
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
         parts = [{"index": i, **part} for i, part in enumerate(curated.figures["parts"]) if part["documents"]]
-        shared = {**settings, "curated": str(folders.curated)}
-        counts = stage.units("count", [{**shared, **part} for part in parts])
-        counted = run_units("order: count words", "data.embed:count_unit", counts)
-        fits = stage.units("fit", [{**shared, "parts": [part["index"] for part in parts]}])
-        fitted = run_units("order: fit the embedding", "data.embed:fit_unit", fits)
-        projects = stage.units("project", [{**shared, **part} for part in parts])
-        projected = run_units("order: embed", "data.embed:project_unit", projects)
+        shared = {**settings, "curated": str(folders.curated)} | ({"model_folder": str(model)} if model else {})
+        dimensions, results = embedder.embed(stage, shared, parts, run_units)
         figures = {
             "documents": sum(part["documents"] for part in parts),
-            "dimensions": fitted[0]["dimensions"],
+            "dimensions": dimensions,
             "parts": [{"file": vectors_name(p["index"]), "documents": p["documents"]} for p in parts],
         }
-        return figures, collect_files([*counted, *fitted, *projected])
+        return figures, collect_files(results)
 
     return run_stage(stage, body)
-
-
-def vectors_name(index: int) -> str:
-    """The vectors of one curated part."""
-    return f"vectors-{index:05d}.npy"
-
-
-def load_vectors(folder: str | Path, parts: list[dict[str, Any]], first: int = 0, last: int | None = None) -> Floats:
-    """Vectors of the documents ``first:last`` in document order: float32 ``[documents, dims]``, in memory."""
-    pieces, start = [], 0
-    for part in parts:
-        stop = start + part["documents"]
-        if first < stop and (last is None or last > start):
-            rows = np.load(Path(folder) / part["file"], mmap_mode="r")
-            pieces.append(rows[max(first - start, 0) : None if last is None else last - start])
-        start = stop
-    return np.concatenate(pieces)
-
-
-class Vectors:
-    """Vectors of any documents by number, through memory maps."""
-
-    def __init__(self, folder: str | Path, parts: list[dict[str, Any]]) -> None:
-        self.maps = [np.load(Path(folder) / part["file"], mmap_mode="r") for part in parts]
-        self.starts = np.cumsum([0, *(len(rows) for rows in self.maps)])
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def __call__(self, documents: npt.NDArray[Any]) -> Floats:
-        """Float32 ``[len(documents), dims]``."""
-        rows = np.empty((len(documents), self.maps[0].shape[1]), dtype=np.float32)
-        numbers = np.searchsorted(self.starts, documents, side="right") - 1
-        for number in np.unique(numbers):
-            here = numbers == number
-            rows[here] = self.maps[number][documents[here] - self.starts[number]]
-        return rows
-
-
-@unit
-def count_unit(work: Unit) -> Unit:
-    """Phase 1: word counts of one part in hashed columns, CSR."""
-    name = counts_name(work["index"])
-    settings: Any = {"alternate_sign": False, "norm": None, "dtype": np.float32}  # the stubs know other types only
-    vectorizer = HashingVectorizer(n_features=work["features"], **settings)
-    texts = (text[:FEATURE_TEXT] for text in read_texts(Path(work["curated"]) / work["file"]))
-    counts: Any = vectorizer.transform(texts)
-    counts.sort_indices()
-    _save(Path(work["folder"]) / name, data=counts.data, indices=counts.indices, indptr=counts.indptr)
-    return {"files": record_files(work["folder"], [name])}
-
-
-@unit
-def fit_unit(work: Unit) -> Unit:
-    """Phase 2: the columns in use, their inverse document frequencies, the SVD's components and the mean vector."""
-    folder, name = Path(work["folder"]), "model.npz"
-    frequency = np.zeros(work["features"], dtype=np.int64)
-    documents = 0
-    for index in work["parts"]:
-        counts = load_counts(folder, index, work["features"])
-        frequency += np.bincount(counts.indices, minlength=work["features"])
-        documents += counts.shape[0]
-    columns = np.flatnonzero(frequency >= 2)
-    if columns.size < 2:  # hardly two documents share a word; the SVD wants two columns
-        columns = np.union1d(columns, [0, 1])
-    idf = (np.log((1 + documents) / (1 + frequency[columns])) + 1).astype(np.float32)
-    step = max(1, -(-documents // FIT_DOCUMENTS))
-    sample = [weigh(load_counts(folder, i, work["features"])[::step], columns, idf) for i in work["parts"]]
-    matrix: Sparse = sp.vstack(sample, format="csr")
-    components = fit_components(matrix, work["dimensions"])
-    mean = np.asarray(matrix @ components.T).mean(axis=0, dtype=np.float64).astype(np.float32)
-    _save(folder / name, columns=columns, idf=idf, components=components, mean=mean)
-    return {"dimensions": len(components), "files": record_files(folder, [name])}
-
-
-def fit_components(matrix: Sparse, dimensions: int) -> Floats:
-    """The leading right singular vectors ``[dims, columns]``; dims is smaller where the matrix has a lower rank."""
-    rank = min(dimensions, min(matrix.shape))
-    if matrix.nnz == 0:
-        return np.zeros((1, matrix.shape[1]), dtype=np.float32)
-    with threadpool_limits(limits=1):  # the number of threads changes sums in their last bits
-        svd = TruncatedSVD(rank, algorithm="randomized", n_iter=ITERATIONS, random_state=SEED)
-        return np.ascontiguousarray(svd.fit(matrix).components_, dtype=np.float32)
-
-
-@unit
-def project_unit(work: Unit) -> Unit:
-    """Phase 3: vectors of one part: TF-IDF projected on the components, mean subtracted, L2-normalised (or zero)."""
-    folder, name = Path(work["folder"]), vectors_name(work["index"])
-    model = np.load(folder / "model.npz")
-    rows = weigh(load_counts(folder, work["index"], work["features"]), model["columns"], model["idf"])
-    vectors = np.asarray(rows @ model["components"].T, dtype=np.float32) - model["mean"]
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    vectors = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 1e-6)
-    write_array(folder / name, vectors)
-    return {"files": record_files(folder, [name])}
-
-
-def counts_name(index: int) -> str:
-    """The word counts of one curated part."""
-    return f"counts-{index:05d}.npz"
-
-
-def load_counts(folder: Path, index: int, features: int) -> Sparse:
-    """Word counts of one part, CSR ``[documents, features]``."""
-    stored = np.load(folder / counts_name(index))
-    shape = (len(stored["indptr"]) - 1, features)
-    return sp.csr_matrix((stored["data"], stored["indices"], stored["indptr"]), shape=shape)
-
-
-def weigh(counts: Sparse, columns: npt.NDArray[np.int64], idf: Floats) -> Sparse:
-    """TF-IDF rows over ``columns``: (1 + log count) * idf, L2-normalised; float32 CSR."""
-    rows = sp.csr_matrix(counts[:, columns])
-    rows.data = (1 + np.log(rows.data)) * idf[rows.indices]
-    norms = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
-    rows.data = (rows.data / np.repeat(np.maximum(norms, 1e-12), np.diff(rows.indptr))).astype(np.float32)
-    return rows
-
-
-def _save(path: Path, **arrays: npt.NDArray[Any]) -> None:
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]

@@ -16,10 +16,10 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from data.embed import load_vectors
 from data.files import atomic_path
 from data.shards import write_array
 from data.stages import RunUnits, Stage, Unit, record_files, unit
+from data.vectors import load_vectors
 
 MISSING = -1  # id where a document has fewer than k neighbours
 SLACK = 8  # candidates beyond k: room for equal similarities at the border

@@ -12,10 +12,10 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from data.embed import Vectors, load_vectors
 from data.neighbours import MISSING, QUERIES, Floats, Ints, look_up, write_neighbours
 from data.shards import write_array
 from data.stages import RunUnits, Stage, Unit, record_files, unit
+from data.vectors import Vectors, load_vectors
 
 CELL = 4_000  # documents of a cell, about
 GROUP = 16  # cells of one unit

@@ -8,7 +8,7 @@ import numpy as np
 
 from conf.errors import ConfigError
 from conf.schema import RunConfig
-from data.embed import Vectors, embed
+from data.embed import embed
 from data.manifest import Manifest, read_manifest
 from data.metrics import adjacent_similarity, jumps
 from data.near_duplicates import find_duplicates
@@ -21,6 +21,7 @@ from data.orders.matching import join_fragments, settle
 from data.orders.partitioned import assign, match_partition
 from data.shards import write_array
 from data.stages import RunUnits, Stage, Unit, collect_files, record_files, run_stage, stage_folders, unit
+from data.vectors import Vectors
 
 ORDER = "order.npy"  # int64 [documents]: numbers of the curated documents (parts one after another) in order
 STARTS = "starts.npy"  # bool [documents]: whether a document in the order is no neighbour of the one before it

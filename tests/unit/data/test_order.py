@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from conf.errors import DataError
 from conf.schema import RunConfig
 from data.curate import curate
-from data.embed import fit_components, load_vectors
+from data.embedders.tfidf import fit_components
 from data.manifest import read_manifest
 from data.neighbours import MISSING, nearest
 from data.order import ORDER, order
 from data.stages import serial_units, stage_folders
+from data.vectors import load_vectors
 from tests.unit.data.samples import TOPICS, make_config, write_jsonl
 
 

@@ -1,0 +1,46 @@
+"""Document vectors on disk: unit length (or zero), one file a curated part."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+
+def vectors_name(index: int) -> str:
+    """The vectors of one curated part."""
+    return f"vectors-{index:05d}.npy"
+
+
+def load_vectors(folder: str | Path, parts: list[dict[str, Any]], first: int = 0, last: int | None = None) -> Floats:
+    """Vectors of the documents ``first:last`` in document order: float32 ``[documents, dims]``, in memory."""
+    pieces, start = [], 0
+    for part in parts:
+        stop = start + part["documents"]
+        if first < stop and (last is None or last > start):
+            rows = np.load(Path(folder) / part["file"], mmap_mode="r")
+            pieces.append(rows[max(first - start, 0) : None if last is None else last - start])
+        start = stop
+    return np.concatenate(pieces)
+
+
+class Vectors:
+    """Vectors of any documents by number, through memory maps."""
+
+    def __init__(self, folder: str | Path, parts: list[dict[str, Any]]) -> None:
+        self.maps = [np.load(Path(folder) / part["file"], mmap_mode="r") for part in parts]
+        self.starts = np.cumsum([0, *(len(rows) for rows in self.maps)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __call__(self, documents: npt.NDArray[Any]) -> Floats:
+        """Float32 ``[len(documents), dims]``."""
+        rows = np.empty((len(documents), self.maps[0].shape[1]), dtype=np.float32)
+        numbers = np.searchsorted(self.starts, documents, side="right") - 1
+        for number in np.unique(numbers):
+            here = numbers == number
+            rows[here] = self.maps[number][documents[here] - self.starts[number]]
+        return rows
