@@ -14,6 +14,8 @@ from data.curate import curate
 from data.curation_report import write_report
 from data.manifest import Manifest
 from data.order import order
+from data.order_report import MOST_DOCUMENTS
+from data.order_report import write_report as write_order_report
 from data.pack import pack
 from data.preselect.score import score
 from data.preselect.scorer import scorer
@@ -83,4 +85,6 @@ def main(name: str, config: RunConfig) -> int:
         if table := drop_table(manifest):
             print(f"dropped, by reason:\n{table}")
         print(f"report: {write_report(config, manifest)}")
+    if name == "order" and config.order.kind != "random" and manifest.figures["documents"] <= MOST_DOCUMENTS:
+        print(f"report: {write_order_report(config, manifest)}")
     return 0
