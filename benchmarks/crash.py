@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,6 +42,8 @@ from tests.unit.data.samples import make_config, text
 
 PROCESSES = multiprocessing.get_context("forkserver")  # drivers that start at once, as all is imported already
 PROCESSES.set_forkserver_preload([__name__])
+Stage = Callable[..., Any]
+STAGES: tuple[Stage, ...] = (curate, order, pack)
 RUN_TIMEOUT_SEC = 1800.0
 LONGEST_WAIT_SEC = 0.6  # between two kills
 DRIVER_SHARE = 0.05  # of the kills
@@ -106,8 +108,8 @@ def _note(log: Path, about: list[Any], what: str) -> None:
         file.write(json.dumps([what, *about]) + "\n")
 
 
-def drive(address: str, root: Path, corpus: Path, log: Path) -> None:
-    """The driver's process: all three stages."""
+def drive(address: str, root: Path, corpus: Path, log: Path, stages: Sequence[Stage]) -> None:
+    """The driver's process: the stages one after another."""
     import ray
 
     cluster = ClusterConfig(workers=2)
@@ -118,7 +120,7 @@ def drive(address: str, root: Path, corpus: Path, log: Path) -> None:
         return run_units(cluster, label, "benchmarks.crash:counted_unit", wrapped)
 
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - Ray says at length that it is being killed
-    for stage in (curate, order, pack):
+    for stage in stages:
         stage(settings(root, corpus), execute)
 
 
@@ -147,7 +149,9 @@ def settled(root: Path) -> dict[str, tuple[int, int]]:
     return {name: (found.st_ino, found.st_mtime_ns) for name, found in status.items()}
 
 
-def disturbed_run(address: str, root: Path, corpus: Path, kills: int, chance: random.Random, tally: Tally) -> None:
+def disturbed_run(
+    address: str, root: Path, corpus: Path, kills: int, chance: random.Random, tally: Tally, stages: Sequence[Stage]
+) -> None:
     """One run to its end, with kills on the way until ``kills`` have been made in all."""
     log, before = root.with_suffix(".log"), None
     deadline = time.monotonic() + RUN_TIMEOUT_SEC
@@ -156,7 +160,7 @@ def disturbed_run(address: str, root: Path, corpus: Path, kills: int, chance: ra
         if before is not None:
             after = settled(root)
             tally.late += [name for name in after if after[name] != before.get(name)]
-        driver = PROCESSES.Process(target=drive, args=(address, root, corpus, log))
+        driver = PROCESSES.Process(target=drive, args=(address, root, corpus, log, stages))
         driver.start()
         noted = log.stat().st_size if log.exists() else 0
         while driver.is_alive() and tally.kills < kills:
@@ -180,14 +184,16 @@ def disturbed_run(address: str, root: Path, corpus: Path, kills: int, chance: ra
     tally.runs += 1
 
 
-def crash(address: str, folder: Path, kills: int, documents: int, seed: int = 0) -> Tally:
+def crash(
+    address: str, folder: Path, kills: int, documents: int, seed: int = 0, stages: Sequence[Stage] = STAGES
+) -> Tally:
     """Runs until ``kills`` processes have been killed; compares every run with an undisturbed one."""
     corpus, chance, tally = make_corpus(folder / "corpus", documents), random.Random(seed), Tally(workers=2)
-    disturbed_run(address, folder / "undisturbed", corpus, 0, chance, tally)
+    disturbed_run(address, folder / "undisturbed", corpus, 0, chance, tally, stages)
     expected = stage_files(folder / "undisturbed")
     while tally.kills < kills:
         root = folder / f"run{tally.runs}"
-        disturbed_run(address, root, corpus, kills, chance, tally)
+        disturbed_run(address, root, corpus, kills, chance, tally, stages)
         found = stage_files(root)
         tally.different += [name for name in {*found, *expected} if found.get(name) != expected.get(name)]
         shutil.rmtree(root)
