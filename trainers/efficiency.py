@@ -20,6 +20,7 @@ from trainers import plots
 Floats = npt.NDArray[np.float64]
 ALL = "all"
 SMOOTH = 60  # steps of the moving mean that ratios and crossings are read from, at most an eighth of a run
+CLOSE = 3  # curves that cross more often are equal but for noise
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # 97.5 % points by number of seeds
 # The paper's abstract, models of 1.4B, 1T tokens: ratios over all tokens, of text and of images.
 PAPER: dict[str, tuple[float | None, float | None, float | None]] = {
@@ -141,8 +142,9 @@ def describe_crossings(dense: Curves, model: Curves, kind: str) -> str:
     if not found:
         return "below throughout" if below else "above throughout"
     flops, now = found[-1]
-    more = f", after {len(found) - 1} earlier crossings" if len(found) > 1 else ""
-    return f"{'below' if now else 'above'} from {flops:.3g} FLOPs on{more}"
+    if len(found) > CLOSE:
+        return f"crosses {len(found)} times, {'below' if now else 'above'} at the end"
+    return f"{'below' if now else 'above'} from {flops:.3g} FLOPs on"
 
 
 def picture(curves: Sequence[Curves], kind: str) -> Figure:
