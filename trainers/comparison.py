@@ -57,7 +57,8 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
         rows.append((run.path.name, state, final["step"], *results, *(config.get(key, "") for key in keys)))
     head = ("run", "state", "step", "held-out loss", "training loss", "tokens", *keys)
     figures = {name: curves(runs, name, title) for name, title in CURVES.items()}
-    compared = efficiency.collect([(run.config, run.metrics) for run in runs])
+    alike = all(key == "seed" or key.startswith("model.") for key in keys)  # else other settings pass for seeds
+    compared = efficiency.collect([(run.config, run.metrics) for run in runs]) if alike else []
     kinds = compared[0].losses if compared else ()
     pictures = {f"loss_over_flops_{kind}": page.png(efficiency.picture(compared, kind)) for kind in kinds}
     pictures |= {name.replace("/", "_"): page.png(figure) for name, figure in figures.items() if figure is not None}

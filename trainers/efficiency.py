@@ -67,13 +67,13 @@ def model_name(config: Mapping[str, Any]) -> str:
 
 
 def collect(runs: Sequence[tuple[Mapping[str, Any], Sequence[plots.Record]]]) -> list[Curves]:
-    """Curves by model from (config, metrics) of every run, cut to the steps that all runs have.
+    """Curves by model from (config, metrics) of every run, seeds in order, cut to the steps that all runs have.
 
     None, where runs have no FLOPs, no modalities or no dense model to compare with.
     """
     found: dict[str, list[tuple[Floats, dict[str, Floats]]]] = {}
     prefix = "train/loss_by_modality/"
-    for config, records in runs:
+    for config, records in sorted(runs, key=lambda run: run[0].get("seed", 0)):
         names = {ALL: "train/loss"}
         names |= {name.removeprefix(prefix): name for name in records[-1] if name.startswith(prefix)}
         flops = plots.series(records, "train/flops")[1]

@@ -75,10 +75,11 @@ def run(groups: list[int], seed: int, gain: float, steps: int = 800, **model: An
 
 
 def test_runs_are_grouped_by_model_and_cut_to_what_all_have() -> None:
-    runs = [run([4, 4], 0, 2.0), run([], 0, 1.0), run([], 1, 1.0, 700), run([8], 0, 0.5, depth=0.25)]
+    runs = [run([4, 4], 0, 2.0), run([], 1, 1.5, 700), run([], 0, 1.0), run([8], 0, 0.5, depth=0.25)]
     found = collect(runs)
     assert [one.name for one in found] == ["dense", "4 text 4 image", "8 mixed, depth"]
     assert [one.losses["image"].shape for one in found] == [(2, 700), (1, 700), (1, 700)]
+    np.testing.assert_array_equal(found[0].losses["all"], [power(1.0)[:700], power(1.5)[:700]], "seeds in order")
     assert collect(runs[:1]) == []
     assert collect([run([], 0, 1.0), run([], 1, 1.0)]) == []
 
@@ -94,6 +95,9 @@ def test_a_comparison_shows_the_ratios_beside_the_papers(tmp_path: Path) -> None
     row = text[text.index("<td>4 text 4 image</td><td>") :]
     assert "<td>3.7</td><td>2.6</td><td>5.2</td>" in row
     assert (tmp_path / "report" / "loss_over_flops_image.png").stat().st_size > 1000
+    other = run([], 0, 1.0)[0] | {"trainer": {"lr": 1.0}}
+    write_atomic(tmp_path / "d" / "config.yaml", canonical_json(other))
+    assert "paper" not in write_comparison(folders, tmp_path).read_text(), "learning rates are no seeds"
 
 
 def test_the_experiment_compares_equal_flops() -> None:
