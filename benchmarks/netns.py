@@ -91,6 +91,9 @@ class Namespace:
         writer.start()
         writer.join()
 
+    def reshape(self, interface: str, rate: str) -> None:
+        self._batch("tc", [f"qdisc change dev {interface} root tbf rate {rate} {_QUEUE}"])
+
     def close(self) -> None:
         os.close(self._descriptor)
 
@@ -107,7 +110,7 @@ def available() -> str:
     return ""
 
 
-def _address(rank: int) -> str:
+def address(rank: int) -> str:
     return f"10.78.0.{rank + 1}"
 
 
@@ -139,10 +142,24 @@ class Network:
     def seat(self) -> Seat:
         return Seat(tuple(namespace.path for namespace in self._ranks))
 
+    def cut(self, rank: int) -> None:
+        """Take a rank's one link down (``port``); what is sent to it or by it is lost."""
+        self._others[0].ip(f"link set e{rank} down")
+
+    def mend(self, rank: int) -> None:
+        """Bring a rank's link up again, at its rate."""
+        self._others[0].ip(f"link set e{rank} up")
+        self.slow(rank, self._rate)
+
+    def slow(self, rank: int, rate: str) -> None:
+        """Set the rate of a rank's one link (``port``), both ways."""
+        self._others[0].reshape(f"e{rank}", rate)
+        self._ranks[rank].reshape("fab0", rate)
+
     def _fabric(self) -> None:
         """The address that all of a rank's links share, on a bridge without ports: an interface that leads nowhere."""
         for rank, namespace in enumerate(self._ranks):
-            namespace.ip("link add fab0 type bridge", f"addr add {_address(rank)}/32 dev fab0", "link set fab0 up")
+            namespace.ip("link add fab0 type bridge", f"addr add {address(rank)}/32 dev fab0", "link set fab0 up")
 
     def _link(self, one: int, one_name: str, two: int, two_name: str) -> None:
         here, there = self._ranks[one], self._ranks[two]
@@ -151,8 +168,8 @@ class Network:
         there.shape(two_name, self._rate)
 
     def _route(self, rank: int, target: int, interface: str, via: int) -> None:
-        gateway = "scope link" if via == target else f"via {_address(via)} onlink"
-        self._ranks[rank].ip(f"route add {_address(target)}/32 dev {interface} src {_address(rank)} {gateway}")
+        gateway = "scope link" if via == target else f"via {address(via)} onlink"
+        self._ranks[rank].ip(f"route add {address(target)}/32 dev {interface} src {address(rank)} {gateway}")
 
     def _port(self) -> None:
         switch = Namespace()
@@ -160,7 +177,7 @@ class Network:
         switch.ip("link add br0 type bridge", f"link set br0 mtu {_MTU} up")
         for rank, namespace in enumerate(self._ranks):
             namespace.ip(f"link add fab0 type veth peer name e{rank} netns {switch.path}")
-            namespace.ip(f"addr add {_address(rank)}/24 dev fab0")
+            namespace.ip(f"addr add {address(rank)}/24 dev fab0")
             namespace.shape("fab0", self._rate)
             switch.shape(f"e{rank}", self._rate)
             switch.ip(f"link set e{rank} master br0")
