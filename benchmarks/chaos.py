@@ -28,6 +28,12 @@ from rich.table import Table
 from benchmarks.netns import Network, available
 from benchmarks.nodes import Nodes
 from cluster.supervisor import read_attempts
+from conf.errors import EXIT_TERMINATED
+from data.curate import curate
+from data.order import order
+from data.pack import pack
+from data.stages import serial_units
+from launch.preflight import load_config
 from trainers.checkpoint_folder import checkpoints_folder, complete_checkpoints
 from trainers.journal import METRICS_FILE, read_journal
 
@@ -95,6 +101,18 @@ class Run:
         """Process ids of the newest gang, in rank order."""
         started = [record for record in read_attempts(self.run_dir) if record["event"] == "started"]
         return [rank["pid"] for rank in started[-1]["ranks"]] if started else []
+
+    def gangs(self) -> int:
+        """How many gangs have been started."""
+        return sum(record["event"] == "started" for record in read_attempts(self.run_dir))
+
+    def await_gang(self, count: int, seconds: float) -> None:
+        """Wait until ``count`` gangs have been started. Raises RuntimeError when they are not."""
+        begun = time.monotonic()
+        while self.gangs() < count:
+            if self.client.poll() is not None or time.monotonic() - begun > seconds:
+                raise RuntimeError(f"no new gang within {seconds:g} s:\n" + self.tail())
+            time.sleep(0.2)
 
     def driver(self) -> int:
         return int(json.loads((self.run_dir / "status.json").read_text())["pid"])
@@ -261,21 +279,25 @@ def rounds(scene: Scene, kinds: list[str]) -> tuple[list[dict[str, Any]], bool]:
     for number, kind in enumerate(kinds, 1):
         run = scene.run
         run.await_step(run.step() + scene.dice.randint(11, 25), BOUND_SEC)  # a checkpoint lies between two harms
-        attempts, at, begun = len(read_attempts(run.run_dir)), run.step(), time.monotonic()
+        attempts, gangs, at, begun = len(read_attempts(run.run_dir)), run.gangs(), run.step(), time.monotonic()
         row: dict[str, Any] = {"round": number, "harm": kind, "step": at}
         rows.append(row)
         try:
             row["what"] = harms[kind](scene)
             row["replaced"] = ",".join(map(str, scene.nodes.restore())) or "-"
-            run.await_step(max(at, run.step()) + 1, BOUND_SEC)
+            if kind in ANYWHERE:  # the others may pass without a restart
+                run.await_gang(gangs + 1, BOUND_SEC)
+            run.await_step(at + 1, BOUND_SEC)
             row["sec"] = round(time.monotonic() - begun, 1)
+            scene.nodes.restore()
             scene.nodes.await_nodes(scene.nodes.count)
         except RuntimeError as error:
             row["log"] = str(error)
             print(error, file=sys.stderr, flush=True)
             return rows, False
         events = [record for record in read_attempts(run.run_dir)[attempts:] if record["event"] != "started"]
-        row["log"] = "; ".join(f"{e['event']}: {e.get('message', '')}"[:70] for e in events) or "-"
+        told = "; ".join(f"{e['event']}: {e.get('message', '')}"[:70] for e in events)
+        row["log"] = told or ("the command was run again" if run.gangs() > gangs else "trained on")
         print(json.dumps(row), flush=True)
     return rows, True
 
@@ -318,9 +340,9 @@ def prepare(folder: Path, settings: list[str]) -> None:
     for index in range(120):
         text = " ".join(f"Note {index * 31 + line} says {line * index} of {line}." for line in range(40))
         (folder / "corpus" / f"{index:04d}.txt").write_text(text)
-    for stage in ("curate", "order", "pack"):
-        command = [sys.executable, "-m", "launch", stage, f"data.dir={folder}/data", *settings, "cluster.address=local"]
-        subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    config = load_config([*settings, f"data.dir={folder}/data"])
+    for stage in (curate, order, pack):
+        stage(config, serial_units)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -329,6 +351,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plain", action="store_true", help="no network namespaces, no mounts, also as root")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # nodes and mounts are not left behind
     dice, reason = random.Random(options.seed), "asked for" if options.plain else available()
     kinds = list(ANYWHERE if reason else ANYWHERE | WITH_NETWORK | WITH_ROOT)
     plan = [kind for _ in range(-(-options.rounds // len(kinds))) for kind in dice.sample(kinds, len(kinds))]

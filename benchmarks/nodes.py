@@ -98,7 +98,7 @@ class Nodes:
 
     def running(self, index: int) -> bool:
         """Whether a node's raylet lives."""
-        return index in self._running and self._running[index].poll() is None and bool(self.raylet(index))
+        return index in self._running and bool(self.raylet(index))
 
     def raylet(self, index: int) -> int:
         """The raylet's process id, or 0."""
@@ -108,7 +108,7 @@ class Nodes:
         """All live processes of a node, ranks and drivers of jobs included."""
         with suppress(psutil.NoSuchProcess):
             top = psutil.Process(self._running[index].pid)
-            return [top, *(p for p in top.children(recursive=True) if p.is_running())]
+            return [p for p in (top, *top.children(recursive=True)) if p.status() != psutil.STATUS_ZOMBIE]
         return []
 
     def kill(self, index: int) -> None:

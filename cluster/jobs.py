@@ -64,7 +64,12 @@ class JobServer:
 
     def cpus(self) -> float:
         """The CPUs of all live nodes."""
-        nodes: list[Any] = list_nodes(self.client.get_address(), filters=[("state", "=", "ALIVE")], limit=10_000)
+        nodes: list[Any] = list_nodes(
+            self.client.get_address(),
+            filters=[("state", "=", "ALIVE")],
+            limit=10_000,
+            raise_on_missing_output=False,  # Ray takes the dead nodes that the filter leaves out for missing ones
+        )
         return sum(node.resources_total.get("CPU", 0.0) for node in nodes)
 
 

@@ -47,8 +47,6 @@ def on_hosts(seats: Sequence[Seat], work: Work, timeout_sec: float = HOST_TIMEOU
     for ref in ready:
         with suppress(RayError):
             answers[tasks[ref]] = ray.get(ref)
-    for ref in tasks:
-        ray.cancel(ref, force=True)
     return {
         index: answer[seats[index].pid]
         for node, answer in answers.items()

@@ -11,6 +11,7 @@ from cluster.connection import connect
 from cluster.elastic import legal_sizes, with_ranks
 from cluster.failures import GangStopped, RankFailed, StopForced
 from cluster.gang import Gang
+from cluster.metrics import RunMetrics
 from cluster.placement import room_to_grow
 from cluster.watch import STOP_TIMEOUT_SEC, OnEvent
 from conf.errors import SundogError
@@ -84,6 +85,7 @@ class _Supervision:
         self._step = self._events = self._restarts = 0  # last step seen; since the start, since a checkpoint
         self._grow_to = 0
         self._previous: RankFailed | None = None
+        self._metrics = RunMetrics(config.name)
 
     def run(self) -> dict[str, Any]:
         while True:
@@ -142,6 +144,8 @@ class _Supervision:
                 for rank, seat in enumerate(gang.seats)
             ]
             self._log.write("started", ranks=ranks, start_sec=round(time.monotonic() - begun, 3))
+            self._metrics.own(gang_ranks=len(ranks), gang_ranks_wanted=config.cluster.ranks)
+            self._metrics.own(gang_attempts=self._log.attempt, gang_restarts=self._restarts)
             if len(ranks) < config.cluster.ranks:
                 self._say(f"{len(ranks)} of {config.cluster.ranks} ranks: the cluster has no room for more")
             run_config = with_ranks(config, len(ranks))
@@ -156,6 +160,7 @@ class _Supervision:
         step = event.get("step")
         if isinstance(step, int):
             self._step = step
+        self._metrics.event(event)
         self._show(event)
         if event.get("kind") == "checkpoint":
             self._restarts = 0

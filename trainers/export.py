@@ -12,6 +12,7 @@ from models.decoder import Decoder, ModelSpec
 from models.hf import save_hf
 from trainers.checkpoint import load_weights
 from trainers.checkpoint_folder import checkpoints_folder, complete_checkpoints, read_state, step_folder, step_of
+from trainers.wandb_run import record_export
 
 LINEAGE_FILE = "sundog.json"
 
@@ -71,4 +72,6 @@ def export(config: RunConfig) -> Path:
     model = Decoder(spec)
     model.load_state_dict(weights)
     origin = json.dumps(lineage(checkpoint, state, config.export.dtype), indent=1, sort_keys=True) + "\n"
-    return save_hf(model, config.export.dir, folder, config.export.dtype, notes={LINEAGE_FILE: origin})
+    exported = save_hf(model, config.export.dir, folder, config.export.dtype, notes={LINEAGE_FILE: origin})
+    record_export(config, checkpoint, exported)
+    return exported

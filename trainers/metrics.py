@@ -53,6 +53,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("moe/auxiliary_load", "", SAME, NEITHER, "tokens that auxiliary routers take over those experts chose"),
     Metric("image/codes_used", "fraction", SAME, MAXIMIZE, "codes of the image tokenizer that are in use"),
     Metric("image/commitment", "", SAME, MINIMIZE, "mean squared distance of the encoder's vectors from their codes"),
+    Metric("system/memory_gb/", "GB", SAME, MINIMIZE, "resident memory of that rank's process"),
+    Metric("system/cpu_percent/", "%", SAME, NEITHER, "processor time of that rank's process over wall time"),
     Metric("data/neighbour_similarity", "cosine", SAME, NEITHER, "mean similarity of documents next to each other"),
 )
 

@@ -17,6 +17,7 @@ from trainers.control import Control
 from trainers.metrics import MAX, reduced_by
 from trainers.runtime import Runtime
 from trainers.tracking import Tracker
+from trainers.usage import Usage
 
 RECENT_STEPS = 20  # that the estimate of the time left looks at
 
@@ -35,6 +36,7 @@ class Observer:
     def __init__(self, config: RunConfig, control: Control, runtime: Runtime) -> None:
         self._config, self._control, self._runtime = config, control, runtime
         self._tracker: Tracker | None = None
+        self._usage = Usage(runtime.io_group)
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
 
     def __enter__(self) -> Self:
@@ -62,13 +64,16 @@ class Observer:
 
         Collective; returns the combined metrics.
         """
+        trainer = self._config.trainer
         combined = combine(values, self._runtime.device)
+        announced = step in (1, trainer.steps) or step % trainer.log_every == 0 or "eval/loss" in combined
+        if announced:
+            combined |= self._usage.of_all_ranks()
         if self._tracker is None:
             return combined
         self._tracker.log(step, combined)
         self._recent.append(combined["time/step_sec"])
-        trainer = self._config.trainer
-        if step in (1, trainer.steps) or step % trainer.log_every == 0 or "eval/loss" in combined:
+        if announced:
             eta = (trainer.steps - step) * sum(self._recent) / len(self._recent)
             self._control.emit({"kind": "metrics", "step": step, "steps": trainer.steps, "eta_sec": eta, **combined})
         return combined
@@ -90,6 +95,8 @@ class Observer:
             self._tracker.sync()
 
     def checkpoint(self, step: int, path: Path) -> None:
-        """Announce a complete checkpoint."""
+        """Record and announce a complete checkpoint."""
+        if self._tracker is not None:
+            self._tracker.checkpoint(step, path)
         if self._runtime.rank == 0:
             self._control.emit({"kind": "checkpoint", "step": step, "path": str(path)})

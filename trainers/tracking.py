@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl always, Weights & Biases when asked for. Rank 0 only; the one file that knows wandb.
+"""Where metrics go: metrics.jsonl always, Weights & Biases when asked for. Rank 0 only.
 
 A tracker never ends training. One that is asked for and not installed is a config error before anything starts; one
 that fails later (no network, no account, a full disk) is reported as a log event, once, and is left out from then on,
@@ -8,7 +8,6 @@ since metrics.jsonl has every number and training time is worth more than a dash
 import importlib.util
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ from conf.errors import ConfigError
 from conf.schema import RunConfig
 from data.files import read_json, write_atomic
 from trainers.journal import METRICS_FILE, SAMPLES_FILE, Journal
-from trainers.lineage import config_digest, git_revision
-from trainers.metrics import METRICS, checked
+from trainers.metrics import checked
+from trainers.wandb_run import WandbRun
 
 ID_FILE = "tracker.json"
-INIT_TIMEOUT_SEC = 30.0
 Log = Callable[[str], None]
 
 
@@ -88,36 +86,13 @@ class Tracker:
         run_dir = Path(config.run_dir)
         self._metrics = Journal(run_dir / METRICS_FILE, resume_step)
         self._samples = Journal(run_dir / SAMPLES_FILE, resume_step)
-        self._wandb: Any = None
+        self._wandb: WandbRun | None = None
         if config.tracker.wandb != "disabled":
             self._guarded("start", lambda: self._start_wandb(config, identifier, world_size))
 
     def _start_wandb(self, config: RunConfig, identifier: str, world_size: int) -> None:
-        import wandb
-
-        run_dir = Path(config.run_dir)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        facts = {"git_revision": git_revision(), "config_digest": config_digest(config), "world_size": world_size}
-        self._wandb = wandb.init(
-            project=config.tracker.project,
-            entity=config.tracker.entity or None,
-            group=config.tracker.group or None,
-            tags=list(config.tracker.tags) or None,
-            name=config.name,
-            id=identifier,
-            resume="allow",
-            dir=run_dir,
-            mode="offline" if config.tracker.wandb == "offline" else "online",
-            config=asdict(config) | facts,
-            settings=wandb.Settings(console="off", silent=True, init_timeout=INIT_TIMEOUT_SEC),
-        )
-        folder = Path(self._wandb.dir).parent
-        where = f"{folder}; upload it with: wandb sync {folder}" if self._wandb.offline else self._wandb.url
-        self._say(f"wandb run {identifier}: {where}")
-        for metric in METRICS:
-            summary = {"minimize": "min", "maximize": "max"}.get(metric.goal, "last")
-            name = metric.name + "*" if metric.name.endswith("/") else metric.name
-            self._wandb.define_metric(name, summary=None if name.endswith("*") else summary)
+        self._wandb = WandbRun(config, identifier, world_size)
+        self._say(f"wandb run {identifier}: {self._wandb.where}")
 
     def _guarded(self, what: str, work: Callable[[], None]) -> None:
         try:
@@ -131,22 +106,19 @@ class Tracker:
         """Record the metrics of ``step`` (optimizer steps done): exactly once a step."""
         record = checked(values)
         self._metrics.write(step, record)
-        if self._wandb is not None:
-            self._guarded("log", lambda: self._wandb.log(record, step=step))
+        if (wandb := self._wandb) is not None:
+            self._guarded("log", lambda: wandb.log(step, record))
 
     def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Record a table of continuations: each row has ``prompt`` and ``continuation``."""
         self._samples.write(step, {"rows": rows})
-        if self._wandb is not None:
-            self._guarded("samples", lambda: self._log_samples(step, rows))
+        if (wandb := self._wandb) is not None:
+            self._guarded("samples", lambda: wandb.samples(step, rows))
 
-    def _log_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
-        import wandb
-
-        table = wandb.Table(columns=["step", "prompt", "continuation"])
-        for row in rows:
-            table.add_data(step, row["prompt"], row["continuation"])
-        self._wandb.log({"samples": table}, step=step)
+    def checkpoint(self, step: int, path: Path) -> None:
+        """Record a complete checkpoint."""
+        if (wandb := self._wandb) is not None:
+            self._guarded("checkpoint", lambda: wandb.checkpoint(step, path))
 
     def sync(self) -> None:
         """Make the records durable."""
@@ -157,5 +129,6 @@ class Tracker:
         """End the records; ``finished`` says whether the run reached its last step or a clean stop."""
         self._metrics.close()
         self._samples.close()
-        if self._wandb is not None:
-            self._guarded("finish", lambda: self._wandb.finish(exit_code=0 if finished else 1))
+        if (wandb := self._wandb) is not None:
+            self._guarded("pictures", wandb.pictures)
+            self._guarded("finish", lambda: wandb.finish(0 if finished else 1))

@@ -1,6 +1,6 @@
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -8,6 +8,7 @@ from conf.errors import ConfigError
 from conf.schema import RunConfig
 from trainers.journal import read_journal
 from trainers.tracking import Tracker, require_tracker, run_id
+from trainers.wandb_run import WandbRun
 
 
 def _config(run_dir: Path, mode: str = "offline") -> RunConfig:
@@ -57,7 +58,7 @@ class _Broken:
 def test_a_failing_tracker_is_loud_once_and_harmless(tmp_path: Path) -> None:
     said: list[str] = []
     tracker = Tracker(_config(tmp_path, "disabled"), "x", 0, 1, said.append)
-    tracker._wandb = _Broken()
+    tracker._wandb = cast(WandbRun, _Broken())
     for step in (1, 2):
         tracker.log(step, {"train/loss": 1.0})
         tracker.samples(step, [])
