@@ -12,12 +12,13 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 def records(folder: Path) -> list[Any]:
     """All records of the newest offline run below ``folder``."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
+    protocol: Any = wandb_internal_pb2  # its classes are made when it is imported
     file = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))[-1]
     found = []
     for message in _messages(file.read_bytes()):
-        record = Record()
+        record = protocol.Record()
         record.ParseFromString(message)
         found.append(record)
     return found
