@@ -102,22 +102,6 @@ def give_up_in_rank_0(config: Any, control: Any) -> None:
     block(config, control)
 
 
-def count(config: Any, control: Any) -> dict[str, Any]:
-    """Count steps into a file, each of them a checkpoint, until told to stop; rank 0 writes."""
-    file = Path(config.run_dir) / "steps"
-    step = len(file.read_text().split()) if file.exists() else 0
-    while step < config.trainer.steps:
-        step += 1
-        time.sleep(0.1)
-        if _rank() == 0:
-            file.write_text("".join(f"{done}\n" for done in range(1, step + 1)))
-            control.emit({"kind": "metrics", "step": step, "world": int(os.environ["WORLD_SIZE"])})
-            control.emit({"kind": "checkpoint", "step": step, "path": ""})
-        if control.stopping():
-            return {"status": "stopped", "step": step}
-    return {"status": "done", "step": step}
-
-
 def wait_for_stop(config: Any, control: Any) -> dict[str, Any]:
     control.emit({"kind": "log", "message": "waiting"})
     _await(control.stopping)
