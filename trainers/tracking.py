@@ -16,7 +16,7 @@ from conf.schema import RunConfig
 from data.files import read_json, write_atomic
 from trainers.journal import METRICS_FILE, SAMPLES_FILE, Journal
 from trainers.metrics import checked
-from trainers.wandb_run import WandbRun
+from trainers.wandb_run import WandbRun, record_evaluation
 
 ID_FILE = "tracker.json"
 Log = Callable[[str], None]
@@ -56,24 +56,7 @@ def log_evaluation(config: RunConfig, values: Mapping[str, float], log: Log) -> 
         return
     require_tracker(config)
     try:
-        import wandb
-
-        run_dir = Path(config.run_dir)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        mode = "offline" if config.tracker.wandb == "offline" else "online"
-        settings = wandb.Settings(console="off", silent=True, init_timeout=INIT_TIMEOUT_SEC)
-        run = wandb.init(
-            project=config.tracker.project,
-            entity=config.tracker.entity or None,
-            name=config.name,
-            id=run_id(run_dir),
-            resume="allow",
-            dir=run_dir,
-            mode=mode,
-            settings=settings,
-        )
-        run.summary.update(dict(values))
-        run.finish()
+        record_evaluation(config, run_id(Path(config.run_dir)), values)
     except Exception as error:  # as in ``Tracker``: the figures are in the JSON file
         log(f"WARNING: wandb failed: {type(error).__name__}: {' '.join(str(error).split())}")
 

@@ -146,6 +146,13 @@ def _checkpoint(path: Path, dataset: str) -> Any:
     return _reference(f"checkpoint-{state['run_id']}", "model", path, kept | {"files": files, "made_from": dataset})
 
 
+def record_evaluation(config: RunConfig, identifier: str, values: Mapping[str, float]) -> None:
+    """Write an evaluation's figures to the summary of the run."""
+    run = _init(config, name=config.name, id=identifier, resume="allow")
+    run.summary.update(dict(values))
+    run.finish()
+
+
 def record_export(config: RunConfig, checkpoint: Path, folder: Path) -> None:
     """A run of its own that used a checkpoint and made a Hugging Face folder; nothing when wandb is disabled."""
     if config.tracker.wandb == "disabled":
