@@ -10,6 +10,7 @@ from conf.bounds import FRACTIONS, NOT_NEGATIVE, POSITIVE
 from conf.curate import check_curation
 from conf.errors import ConfigError
 from conf.images import check_images
+from conf.rephrase import check_rephrase
 from conf.schema import CHOICES, RunConfig
 
 
@@ -311,6 +312,7 @@ def check(config: RunConfig) -> RunConfig:
         rule(config)
     check_curation(config.curation)
     check_images(config)
+    check_rephrase(config.rephrase)
     return config
 
 

@@ -7,11 +7,12 @@ rules over several fields are in ``conf.rules``.
 
 from dataclasses import dataclass, field
 
-from conf import curate, images, preselect, serving
+from conf import curate, images, preselect, rephrase, serving
 from conf.curate import CurationConfig
 from conf.evaluate import EvaluateConfig
 from conf.images import ImageTokenizerConfig
 from conf.preselect import LadderConfig, PreSelectConfig
+from conf.rephrase import RephraseConfig
 from conf.serving import GenerateConfig, ServeConfig
 
 STRATEGIES = (
@@ -55,6 +56,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     **curate.CHOICES,
     **images.CHOICES,
     **preselect.CHOICES,
+    **rephrase.CHOICES,
     **serving.CHOICES,
 }
 
@@ -264,6 +266,7 @@ class RunConfig:
     preselect: PreSelectConfig = field(default_factory=PreSelectConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     ladder: LadderConfig = field(default_factory=LadderConfig)
+    rephrase: RephraseConfig = field(default_factory=RephraseConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
 

@@ -55,7 +55,7 @@ def pack(config: RunConfig, run_units: RunUnits) -> Manifest:
     folders = stage_folders(config)
     ordered = read_manifest(folders.ordered, command=f"order order={config.order.kind}")
     curated = read_manifest(folders.curated, command="curate")
-    ancestors = [entry["fingerprint"] for entry in ordered.lineage if entry["stage"] == "curate"]
+    ancestors = [entry["fingerprint"] for entry in ordered.lineage if entry["stage"] == curated.stage]
     if ancestors != [curated.fingerprint]:
         raise stale(folders.ordered, ancestors, curated)
     tokenizer = make_tokenizer(config, curated, run_units)

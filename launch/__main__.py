@@ -47,6 +47,7 @@ COMMANDS = {
     "ladder": Command("launch.ladder", "train a ladder of small models and the corpus that it judges"),
     "score": Command("launch.preselect", "score a sample of the corpus by a ladder of models (PreSelect)"),
     "scorer": Command("launch.preselect", "train the fastText scorer on the sample's best and worst documents"),
+    "rephrase": Command("launch.rephrase", "rephrase the corpus by a model, filter, mix with real text, pack (WRAP)"),
     "train": Command("launch.train", "train on a gang of Ray actors, from the newest checkpoint if there is one"),
     "export": Command("launch.export", "write a checkpoint as a Hugging Face folder"),
     "generate": Command("launch.generate", "continue a prompt: sundog generate --prompt TEXT", takes_config=False),

@@ -19,6 +19,11 @@ LABEL = "__label__"
 MAX_CHARS = 20_000  # of a text: its language is clear by then
 
 
+def detect(text: str, *among: str) -> tuple[str, int]:
+    """The language of a text by the built-in profiles (``among`` some), and its distance from the profile."""
+    return detect_fast(text[:MAX_CHARS], cutoff=2**31 - 1, **({"langs": list(among)} if among else {}))
+
+
 @dataclass(frozen=True)
 class Language(Annotator):
     """``language`` (ISO 639-1) and ``score``: a model's probability, or the distance from the built-in profile."""
@@ -40,11 +45,10 @@ class Language(Annotator):
             raise DataError(self.model, str(error)[:200], rule, "lid.176.bin, or leave it empty") from error
 
     def columns(self, documents: Documents) -> dict[str, Any]:
-        texts = [text[:MAX_CHARS] for text in documents.texts]
         if not self.model:
-            found = [detect_fast(text, cutoff=2**31 - 1) for text in texts]
+            found = [detect(text) for text in documents.texts]
             return {"language": [name for name, _ in found], "score": [float(distance) for _, distance in found]}
-        labels, scores = self.fasttext.predict([text.replace("\n", " ") for text in texts], k=1)
+        labels, scores = self.fasttext.predict([text[:MAX_CHARS].replace("\n", " ") for text in documents.texts], k=1)
         names = [row[0].removeprefix(LABEL) if len(row) else "unknown" for row in labels]
         return {"language": names, "score": [float(row[0]) if len(row) else 0.0 for row in scores]}
 

@@ -1,0 +1,168 @@
+"""Rephrasing: slots kept busy at a server that takes 200 ms, beside Ray Data's HTTP stage; recall of the filters.
+
+    python -m benchmarks.rephrase [--requests 5120] [--slots 256] [--peer-requests 16]
+
+The server runs in a process of its own and integrates over time how many requests it holds; the busy share is that,
+from the first request to the last answer, over the slots. The peer is Ray's own stage class, called without a cluster.
+"""
+
+import argparse
+import asyncio
+import multiprocessing
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from aiohttp import web
+
+from benchmarks.rephrase_labels import CLEAN, OWN, labelled
+from conf.rephrase import OutputFilterConfig
+from data.rephrase.endpoint import Limits, Request, answer_all
+from data.rephrase.filters import judge
+
+LATENCY_SEC = 0.2
+
+
+class Held:
+    """Requests in flight: their integral over time, most at once, first arrival and last answer."""
+
+    def __init__(self) -> None:
+        self.now = self.most = self.done = 0
+        self.seconds = self.first = self.last = 0.0
+
+    def change(self, by: int) -> None:
+        at = time.monotonic()
+        self.first = self.first or at
+        self.seconds += self.now * (at - (self.last or at))
+        self.now, self.last = self.now + by, at
+        self.most, self.done = max(self.most, self.now), self.done + (by < 0)
+
+
+def serve(pipe: Connection) -> None:
+    """A server that answers after LATENCY_SEC; each message on the pipe is answered with what it held since then."""
+
+    async def run() -> None:
+        held = [Held()]
+        body = web.json_response(
+            {"choices": [{"message": {"content": "an answer"}, "finish_reason": "stop"}], "usage": {}}
+        ).body
+
+        async def complete(request: web.Request) -> web.Response:
+            held[0].change(1)
+            await request.read()
+            await asyncio.sleep(LATENCY_SEC)
+            held[0].change(-1)
+            return web.Response(body=body, content_type="application/json")
+
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", complete)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
+        pipe.send(runner.addresses[0][1])
+        while await asyncio.to_thread(pipe.recv):
+            found, held[0] = held[0], Held()
+            pipe.send(vars(found))
+
+    asyncio.run(run())
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows as Markdown."""
+    for row in (head, ["---"] * len(head), *rows):
+        print(f"| {' | '.join(row)} |")
+
+
+def requests(count: int) -> Iterator[Request]:
+    for index in range(count):
+        yield Request(f"{index:08x}", {"model": "m", "messages": [{"role": "user", "content": "text " * 200}]})
+
+
+def ours(url: str, count: int, slots: int) -> str:
+    """The client of data/rephrase/endpoint.py; nothing is lost or sent twice, or the error says so."""
+    found: dict[str, Any] = {}
+    tally = answer_all(requests(count), Limits(url, slots, 0, 0.0, 60.0), found.__setitem__)
+    right = (len(found), tally.sent) == (count, count)
+    return "" if right else f"{len(found)} answers, {tally.sent} sent, of {count}"
+
+
+def peer(url: str, count: int) -> str:
+    """Ray Data's HTTP stage on the same requests; an error text where this Ray has no such stage."""
+    try:
+        from ray.llm._internal.batch.stages.http_request_stage import HttpRequestUDF
+    except ImportError as error:
+        return f"not importable here: {error}"
+    stage = HttpRequestUDF(data_column="data", expected_input_keys=["payload"], url=f"{url}/chat/completions", qps=1000)
+    rows = [
+        {"payload": request.body, stage.IDX_IN_BATCH_COLUMN: index} for index, request in enumerate(requests(count))
+    ]
+
+    async def run() -> int:
+        return len([row async for row in stage.udf(rows)])
+
+    done = asyncio.run(run())
+    return "" if done == count else f"{done} of {count} answers"
+
+
+def measure_slots(count: int, slots: int, peer_count: int) -> None:
+    near, far = multiprocessing.get_context("spawn").Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(far,), daemon=True)
+    server.start()
+    url, rows = f"http://127.0.0.1:{near.recv()}/v1", []
+    runs: dict[str, Callable[[], str]] = {
+        "this client": lambda: ours(url, count, slots),
+        "Ray Data's HTTP stage": lambda: peer(url, peer_count),
+    }
+    for name, run in runs.items():
+        start, cpu = time.monotonic(), time.process_time()
+        problem = run()
+        seconds, cpu = time.monotonic() - start, time.process_time() - cpu
+        near.send(True)
+        held = near.recv()
+        span = held["last"] - held["first"]
+        if problem:
+            rows.append((name, problem, "", "", "", ""))
+            continue
+        busy = held["seconds"] / (span * slots)
+        rate, costs = f"{held['done'] / seconds:,.0f}", f"{1000 * cpu / held['done']:.2f}"
+        rows.append((name, f"{held['done']:,}", f"{busy:.1%}", f"{held['most']}", rate, costs))
+    near.send(False)
+    server.join(10)
+    head = ("", "requests", f"busy share of {slots}", "most at once", "requests/s", "client CPU ms/request")
+    print_table(head, rows)
+
+
+def measure_filters(seed: int) -> None:
+    start, limits = time.process_time(), OutputFilterConfig()
+    found: dict[tuple[bool, str, str], list[str]] = defaultdict(list)
+    rows = labelled(seed)
+    for row in rows:
+        found[row.origin == "model", row.label, "b" if row.held_out else "a"].append(judge(row.output, limits))
+    shown = []
+    ordered = sorted(found.items(), key=lambda item: (item[0][0], item[0][1] != CLEAN, item[0]))
+    for (model, label, half), reasons in ordered:
+        rejected, own = (sum(map(bool, reasons)), sum(reason in OWN.get(label, ()) for reason in reasons))
+        most = ", ".join(f"{name} {n}" for name, n in Counter(filter(None, reasons)).most_common(3))
+        kind = "small model" if model else "hand" if label == CLEAN else "planted"
+        share = f"{rejected / len(reasons):.3f}"
+        shown.append((label, kind, half, str(len(reasons)), share, f"{own / len(reasons):.3f}" if own else "", most))
+    print(f"\n{len(rows):,} labelled outputs, {time.process_time() - start:.1f} CPU s")
+    print_table(("class", "origin", "half", "outputs", "rejected", "by own filter", "reasons"), shown)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=5120)
+    parser.add_argument("--slots", type=int, default=256)
+    parser.add_argument("--peer-requests", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(sys.argv[1:])
+    measure_slots(options.requests, options.slots, options.peer_requests)
+    measure_filters(options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""What a filter is and what it judges: see ``data.rephrase.filters``."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from conf.rephrase import OutputFilterConfig
+from data.rephrase.clean import clean
+from data.rephrase.styles import Style
+from data.steps.minhash import WORD
+
+
+@dataclass(frozen=True)
+class Output:
+    """An answer beside its source. ``text`` is what is between the sentinels."""
+
+    source: str
+    raw: str
+    finish: str  # stop or length
+    style: Style
+    source_tokens: int
+    tokens: int  # of ``text``
+    language: str  # of the source
+    source_quality: float
+    quality: float  # of ``text``
+
+    @cached_property
+    def text(self) -> str:
+        return clean(self.raw, self.style).text
+
+    @cached_property
+    def words(self) -> list[str]:
+        """Words of the text, in lower case."""
+        return WORD.findall(self.text.lower())
+
+    @cached_property
+    def source_words(self) -> list[str]:
+        return WORD.findall(self.source.lower())
+
+
+class Filter(Protocol):
+    """What a module of this package offers."""
+
+    @property
+    def REASONS(self) -> tuple[str, ...]: ...
+
+    def judge(self, output: Output, limits: OutputFilterConfig) -> str: ...
