@@ -20,7 +20,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from cluster.replica import deployment
+from cluster.replica import Size, deployment
 from conf.errors import ResourceError, SundogError
 from conf.serving import ServeConfig
 
@@ -41,6 +41,7 @@ def serving(
     config: ServeConfig,
     factory: str,
     *,
+    follower: str = "",
     cpus: float = 1.0,
     gpus: float = 0.0,
     start_timeout_sec: float = START_TIMEOUT_SEC,
@@ -48,8 +49,9 @@ def serving(
 ) -> Iterator[str]:
     """Serve ``factory(model, settings)`` (a dotted name) on the connected cluster; yield the URL; then remove it.
 
-    ``settings`` are the fields of ``config``. ``cpus`` and ``gpus`` are for one replica. Afterwards Ray Serve itself is
-    shut down unless other applications run on it, or the cluster ends anyway (``cluster_ends``).
+    ``settings`` are the fields of ``config``. ``cpus`` and ``gpus`` are for one rank of a replica; of several
+    (``config.engine.ranks``) those other than 0 run ``follower(settings)``. Afterwards Ray Serve itself is shut down
+    unless other applications run on it, or the cluster ends anyway (``cluster_ends``).
 
     Raises:
         ResourceError: the port is in use or not ours to bind, or the replicas cannot fit.
@@ -57,7 +59,8 @@ def serving(
         ServingFailed: the factory raised anything else, or the application is not up within ``start_timeout_sec``.
     """
     _check_port(config)
-    _check_supply(config.replicas, cpus, gpus)
+    ranks = config.engine.ranks
+    _check_supply(config.replicas, cpus * ranks, gpus * ranks)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     settings = {**asdict(config), "model": str(Path(config.model).absolute())}
     application = deployment(
@@ -65,11 +68,10 @@ def serving(
         settings["model"],
         settings,
         {name: os.environ[name] for name in SECRETS if name in os.environ},
-        replicas=config.replicas,
+        replicas=_replicas(config),
         admitted=config.max_concurrent + config.max_queue,
         drain_sec=config.drain_sec,
-        cpus=cpus,
-        gpus=gpus,
+        size=Size(ranks, cpus, gpus, follower),
     )
     try:
         _start(config, application, time.monotonic() + start_timeout_sec)
@@ -77,6 +79,13 @@ def serving(
         yield f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
     finally:
         _remove(cluster_ends)
+
+
+def _replicas(config: ServeConfig) -> dict[str, Any]:
+    if not config.max_replicas:
+        return {"num_replicas": config.replicas}
+    scale = {"min_replicas": config.replicas, "max_replicas": config.max_replicas}
+    return {"autoscaling_config": {**scale, "target_ongoing_requests": config.max_concurrent}}
 
 
 def _remove(cluster_ends: bool) -> None:

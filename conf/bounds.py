@@ -44,6 +44,8 @@ POSITIVE = [
     "ladder.pool_documents",
     "generate.max_tokens",
     "serve.replicas",
+    "serve.engine.ranks",
+    "generate.engine.ranks",
     "serve.max_concurrent",
     "serve.max_queue",
     "serve.max_queue_tokens",
@@ -93,6 +95,7 @@ NOT_NEGATIVE = [
     "preselect.margin",
     "preselect.most",
     "generate.temperature",
+    "serve.max_replicas",
     "generate.seed",
 ]
 FRACTIONS = [

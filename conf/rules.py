@@ -12,6 +12,7 @@ from conf.errors import ConfigError
 from conf.images import check_images
 from conf.rephrase import check_rephrase
 from conf.schema import CHOICES, RunConfig
+from conf.serving import check_serving
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,6 @@ def _ranges(config: RunConfig) -> None:
             assert isinstance(value, (int, float)), f"{key} is in a table of numbers but is {type(value).__name__}"
             if not math.isfinite(value) or not holds(value):
                 raise ConfigError(key, value, rule, f"{key}={lookup(default, key)} is the default")
-    if not 0 < config.serve.port < 65536:
-        raise ConfigError("serve.port", config.serve.port, "a TCP port from 1 to 65535", "serve.port=8000")
 
 
 def _model(config: RunConfig) -> None:
@@ -313,6 +312,7 @@ def check(config: RunConfig) -> RunConfig:
     check_curation(config.curation)
     check_images(config)
     check_rephrase(config.rephrase)
+    check_serving(config.serve)
     return config
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from conf import methods
+from conf.errors import ConfigError
 
 FORMS = ("fp32", "bf16", "int8", "int4")  # of an engine's weights
 CHOICES = {f"{command}.engine.dtype": FORMS for command in methods.COMMANDS} | methods.CHOICES
@@ -15,7 +16,7 @@ class EngineConfig:
     dtype: str = "fp32"  # of the weights; int8 and int4 are weight-only
     pack: bool = True  # keep a second copy of fp32 weights, laid out for 2 to 48 rows
     kv_tokens: int = 0  # tokens that the key-value cache holds; 0: by memory, at most what all running texts can need
-    page_tokens: int = 16  # tokens in a page of the cache
+    page_tokens: int = 16  # tokens in a page of the cache on each rank
     step_tokens: int = 512  # rows of one forward pass
     mixed_tokens: int = 64  # prompt rows in a pass that also continues texts: bounds how much it delays them
     prefix_cache: bool = True  # requests that begin alike share pages
@@ -25,6 +26,7 @@ class EngineConfig:
     decode_layers: int = 0  # layers that compute the last token of an output, all the first; 0: always all
     kv_policy: str = "full"  # which tokens are kept or read; all but full are lossy
     kv_budget: float = 0.25  # share of a text's tokens that a policy keeps or reads
+    ranks: int = 1  # processes over which long prompts and the cache are split
 
 
 @dataclass
@@ -47,7 +49,8 @@ class ServeConfig:
     model_name: str = "${name}"
     host: str = "127.0.0.1"
     port: int = 8000
-    replicas: int = 1
+    replicas: int = 1  # each of engine.ranks processes
+    max_replicas: int = 0  # as many under load; 0: always ``replicas``
     max_concurrent: int = 8  # texts that a replica works on at once
     max_queue: int = 64  # texts that wait; more are answered 429
     max_queue_tokens: int = 262_144  # prompt tokens that wait; more are answered 429
@@ -55,3 +58,12 @@ class ServeConfig:
     max_tokens: int = 1024  # the most that one request may ask for
     drain_sec: float = 20.0  # time for running requests to finish when the server stops
     engine: EngineConfig = field(default_factory=EngineConfig)
+
+
+def check_serving(serve: ServeConfig) -> None:
+    """Raise ConfigError for settings that do not fit together."""
+    if not 0 < serve.port < 65536:
+        raise ConfigError("serve.port", serve.port, "a TCP port from 1 to 65535", "serve.port=8000")
+    if serve.max_replicas and serve.max_replicas < serve.replicas:
+        rule = f"0, or at least serve.replicas = {serve.replicas}"
+        raise ConfigError("serve.max_replicas", serve.max_replicas, rule, "serve.max_replicas=0")

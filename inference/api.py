@@ -18,7 +18,7 @@ from inference.generation import Step
 from inference.metrics import Metrics
 from inference.params import SamplingParams
 from inference.protocol import ChatRequest, CompletionRequest, EmbeddingsRequest, GenerationRequest, Usage
-from inference.runner import Job, Runner
+from inference.runner import CLOSED_RETRY_SEC, Closed, Job, Runner
 from inference.streaming import DONE, EventStream, event, unless_disconnected
 
 COMPLETION_TOKENS = 16  # the API's default for completions; a chat may go up to the server's bound
@@ -99,7 +99,7 @@ class Api:
 
     def _refuse_new_work(self) -> None:
         if self.draining:
-            raise ApiError(503, "the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
+            raise Closed("the server is shutting down", CLOSED_RETRY_SEC)
 
     def _encoded(self, prompt: Prompts, field: str) -> list[list[int]]:
         """Token ids of every prompt; a flat list of ids is one prompt."""

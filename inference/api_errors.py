@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from conf.errors import SundogError
 from inference.engine import PromptTooLong
 from inference.protocol import Unsupported
-from inference.runner import QueueFull
+from inference.runner import Closed, QueueFull
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ def as_api_error(error: BaseException) -> ApiError:
     match error:
         case ApiError():
             return error
+        case Closed():
+            return ApiError(503, str(error), code="shutting_down", headers={"Retry-After": str(error.retry_sec)})
         case QueueFull():
             message = f"the server is full: {error}; try again later"
             return ApiError(429, message, code="queue_full", headers={"Retry-After": str(error.retry_sec)})
@@ -61,7 +63,7 @@ def as_api_error(error: BaseException) -> ApiError:
         case TimeoutError():
             return ApiError(503, "the model did not answer in time", code="timeout")
         case HTTPException():
-            return ApiError(error.status_code, str(error.detail))
+            return ApiError(error.status_code, str(error.detail), headers=error.headers)
         case _:
             return ApiError(500, "the server failed on this request; its log says why", code="internal_error")
 

@@ -37,7 +37,8 @@ def generate_file(source: Path, folder: Path, settings: GenerateConfig, run_unit
     if not source.is_file():
         raise DataError("--input", str(source), "must be a file of JSON lines", "check the path")
     model = Path(settings.model).absolute()
-    weights = {path.name: file_digest(path) for path in sorted(model.glob("*")) if path.is_file()}
+    files = [model] if model.is_file() else [path for path in sorted(model.glob("*")) if path.is_file()]
+    weights = {path.name: file_digest(path) for path in files}
     stage = Stage("generate", VERSION, folder, asdict(settings), inputs=[file_digest(source), weights])
 
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -98,7 +99,8 @@ def _lines(work: Unit) -> Iterator[tuple[int, bytes]]:
 @functools.lru_cache(maxsize=1)
 def _engine(model: str, settings: str) -> tuple[Engine, ChatTemplate]:
     """One engine a process, for all units that it runs."""
-    return Engine(model, EngineConfig(**json.loads(settings))), ChatTemplate(model)
+    engine = Engine(model, EngineConfig(**json.loads(settings)))
+    return engine, ChatTemplate(engine.folder)
 
 
 def _begin(

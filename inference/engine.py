@@ -19,16 +19,17 @@ from inference.detokenize import Detokenizer
 from inference.drafters.dynamic_tree import DraftModel
 from inference.drafting import BUSY, Drafter, DraftSize
 from inference.generation import Generation, Logprob, Step
+from inference.gguf_files import model_folder
 from inference.grammar import Grammars
 from inference.methods import Methods
-from inference.model_runner import ModelRunner, Result
+from inference.model_runner import ModelRunner, Result, load_runner
 from inference.paged_attention import PagedCache
 from inference.pages import PagePool
 from inference.params import GREEDY, SamplingParams
 from inference.policies import POLICIES, CacheShape
+from inference.ranks import RankedRunner
 from inference.sampler import log_probabilities
 from inference.scheduler import Scheduler, Span
-from models.hf import load_hf
 
 MAX_RUNNING = 8
 COST_TRIALS = 3
@@ -58,7 +59,7 @@ class EngineStats:
 
 
 class Engine:
-    """A model folder ready to generate, on the CPU.
+    """A model folder, or a GGUF file, ready to generate, on the CPU.
 
     The methods that change or run texts may be called from one thread at a time; ``encode`` and ``start`` from any.
 
@@ -70,17 +71,22 @@ class Engine:
     def __init__(
         self, folder: str | Path, settings: EngineConfig | None = None, max_running: int = MAX_RUNNING
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = folder = model_folder(folder)
         self.settings = settings = settings or EngineConfig()
         check_settings(settings)
-        model = load_hf(folder, torch.bfloat16 if settings.dtype == "bf16" else torch.float32).eval()
+        runner = load_runner(folder, settings)
         self.tokenizer = load_tokenizer(folder)
-        self.spec = model.spec
-        self.runner = ModelRunner(model, settings.dtype, settings.pack)
-        pages = self._pages(max_running)
-        self.cache = PagedCache(self.spec, pages * settings.page_tokens, settings.page_tokens, self.runner.dtype)
-        self.pool = PagePool(pages, settings.page_tokens, settings.prefix_cache)
-        self.context = min(self.spec.context, pages * settings.page_tokens)
+        self.spec = runner.spec
+        page_tokens = settings.page_tokens * settings.ranks
+        pages = self._pages(max_running, page_tokens, runner.dtype)
+        self.runner: ModelRunner | RankedRunner = runner
+        if settings.ranks > 1:
+            self.runner = RankedRunner(runner, settings.ranks, pages, page_tokens)
+            self.cache: PagedCache = self.runner.cache
+        else:
+            self.cache = PagedCache(self.spec, pages * page_tokens, page_tokens, runner.dtype)
+        self.pool = PagePool(pages, page_tokens, settings.prefix_cache)
+        self.context = min(self.spec.context, pages * page_tokens)
         self.scheduler = Scheduler(self.pool, max_running, settings.step_tokens, settings.mixed_tokens)
         self.eos_ids = frozenset({self.tokenizer.eos_id, *_declared_ends(self.folder)})
         self._grammars = Grammars(self.folder / "tokenizer.json", self.spec.vocab_size, self.tokenizer.eos_id)
@@ -140,6 +146,8 @@ class Engine:
         generation = Generation(prompt, params, limit, text, self.eos_ids, salt, task, matcher, methods)
         generation.drafter = params.methods.drafter_for(self.settings)
         if methods is not None and methods.kv_policy in POLICIES:
+            if self.settings.ranks > 1:
+                raise ConfigError("kv_policy", methods.kv_policy, "not with several ranks", "full, or engine.ranks=1")
             shape = CacheShape(self.spec.layers, self.spec.kv_heads, self.settings.page_tokens)
             policy = POLICIES[methods.kv_policy]
             generation.policy = policy(shape, methods.kv_budget or 1.0, len(prompt), params.seed or 0)
@@ -161,6 +169,11 @@ class Engine:
     def cancel(self, generation: Generation) -> None:
         """Forget a text and free its pages; harmless when it has ended."""
         self.scheduler.drop(generation)
+
+    def close(self) -> None:
+        """Let the other ranks end; an engine of one rank has nothing to close."""
+        if isinstance(self.runner, RankedRunner):
+            self.runner.close()
 
     @property
     def busy(self) -> bool:
@@ -285,7 +298,7 @@ class Engine:
                 break
             path.append(row)
         if path != list(range(len(path))):
-            slots = torch.tensor(generation.slots(span.place, len(span.tokens), self.settings.page_tokens))
+            slots = torch.tensor(generation.slots(span.place, len(span.tokens), self.pool.page_tokens))
             self.cache.move(slots[path], slots[: len(path)])
         self.scheduler.commit(generation, span.start + len(path))
         if self.drafter is not None:
@@ -295,7 +308,7 @@ class Engine:
         """Seconds of a pass of 1 to ``most`` rows behind a short text: the best of a few, measured now."""
         costs = {}
         generation = self.start([0], SamplingParams(max_tokens=1))
-        while len(generation.pages) * self.settings.page_tokens < most:
+        while len(generation.pages) * self.pool.page_tokens < most:
             page = self.pool.take(generation.pages[-1] if generation.pages else None)
             assert page is not None, "the cache is smaller than a draft"
             generation.add_page(page)
@@ -312,14 +325,14 @@ class Engine:
             costs[rows - 1] = min(costs[rows - 1], costs[rows])
         return costs
 
-    def _pages(self, max_running: int) -> int:
+    def _pages(self, max_running: int, page_tokens: int, dtype: torch.dtype) -> int:
         settings, spec = self.settings, self.spec
         wanted = settings.kv_tokens or spec.context * max_running
         if not settings.kv_tokens:
-            token = 2 * spec.layers * spec.kv_heads * spec.head_dim * self.runner.dtype.itemsize
+            token = 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MEMORY_SHARE
-            wanted = min(wanted, max(memory // token, settings.page_tokens))
-        return max(1, -(-wanted // settings.page_tokens))
+            wanted = min(wanted, max(memory // token, page_tokens))
+        return max(1, -(-wanted // page_tokens))
 
     def _prompt_prefix(self) -> list[int]:
         """What the tokenizer's own post-processor puts before a text."""

@@ -1,11 +1,14 @@
 """Continuation of prompts without a server."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from conf.serving import EngineConfig
 from inference.engine import Engine
 from inference.params import SamplingParams
+from inference.ranks import follow
 
 
 def generate(
@@ -19,7 +22,22 @@ def generate(
         DataError: the folder cannot be read, or a prompt does not fit the model's context.
     """
     engine = Engine(model_folder, settings)
-    for index, prompt in enumerate(prompts):
-        for step in engine.stream(engine.encode(prompt), params):
-            if step.text:
-                yield index, step.text
+    try:
+        for index, prompt in enumerate(prompts):
+            for step in engine.stream(engine.encode(prompt), params):
+                if step.text:
+                    yield index, step.text
+    finally:
+        engine.close()
+
+
+def generate_rank(config: dict[str, Any], control: Any) -> None:
+    """One rank of a gang that continues ``config["prompts"]``; rank 0 emits {"index", "text"} for every piece."""
+    if int(os.environ["RANK"]) > 0:
+        follow(config)
+        return
+    settings, params = EngineConfig(**config["engine"]), SamplingParams(**config["params"])
+    for index, piece in generate(config["model"], config["prompts"], params, settings):
+        control.emit({"index": index, "text": piece})
+        if control.stopping():
+            return

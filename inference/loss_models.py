@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conf.errors import DataError
 from data.files import read_json
 from data.preselect.ladder import model_files
 from data.tokenize import SETTINGS, load_tokenizer
+from inference.gguf_files import find_gguf, read_with_transformers
 from inference.windows import Window
 from models.attention import local_attention
 from models.hf import load_hf
@@ -59,8 +59,8 @@ def load_loss_model(path: str | Path) -> LossModel:
     """
     path = Path(path).expanduser()
     model_files(path)
-    gguf = path if path.suffix == ".gguf" else next(iter(sorted(path.glob("*.gguf"))), None)
-    if gguf is not None and not (path / CONFIG).is_file():
+    gguf = find_gguf(path)
+    if gguf is not None:
         return TransformersModel(gguf.parent, gguf.name)
     config = read_json(path / CONFIG)
     config = config if isinstance(config, dict) else {}
@@ -119,22 +119,7 @@ class TransformersModel:
     """
 
     def __init__(self, folder: Path, gguf: str = "") -> None:
-        try:
-            from transformers import AutoModelForCausalLM, AutoTokenizer, logging
-        except ImportError as error:
-            rule = "another architecture than Llama, and GGUF, are read by transformers"
-            raise DataError(str(folder / gguf), "", rule, "pip install 'sundog[gguf]'") from error
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        options: dict[str, Any] = {"local_files_only": True} | ({"gguf_file": gguf} if gguf else {})
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
-            self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
-        except Exception as error:  # transformers raises many kinds for a folder that it cannot read
-            rule = "a causal language model that the installed transformers can read"
-            raise DataError(
-                str(folder / gguf), f"{type(error).__name__}: {error}"[:300], rule, "check the folder"
-            ) from error
+        self.tokenizer, self.model = read_with_transformers(folder, gguf)
         config = self.model.config
         self.context = int(getattr(config, "max_position_embeddings", None) or 2048)
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())

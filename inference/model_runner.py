@@ -8,18 +8,21 @@ every score as it is.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from conf.errors import ConfigError
+from conf.serving import EngineConfig
 from inference.paged_attention import PagedCache, StepAttention
 from inference.scheduler import Span
 from inference.skip_decode import active_layers
 from inference.weights import linear
 from models.block import Block
 from models.decoder import Decoder
+from models.hf import load_hf
 from models.mlp import SwiGLU
 from models.moe.exchange import Tokens
 from models.rope import inverse_frequencies
@@ -138,6 +141,12 @@ class ModelRunner:
             for (index, _), part in zip(wanted, split, strict=True):
                 logits[index] = part
         return Result(logits, hidden)
+
+
+def load_runner(folder: str | Path, settings: EngineConfig) -> ModelRunner:
+    """The model of a folder, ready to serve. Raises DataError as ``load_hf``, ConfigError as ``ModelRunner``."""
+    model = load_hf(folder, torch.bfloat16 if settings.dtype == "bf16" else torch.float32).eval()
+    return ModelRunner(model, settings.dtype, settings.pack)
 
 
 class _Norm:

@@ -74,7 +74,7 @@ class GenerationRequest(BaseModel):
     stop_token_ids: list[int] | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     logit_bias: dict[int, float] | None = None
     response_format: ResponseFormat | None = None
     stream: bool | None = False

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
+from conf.errors import RankLost
 from inference.engine import Engine
 from inference.generation import Generation, Step
 from inference.params import SamplingParams
@@ -15,6 +16,7 @@ from inference.params import SamplingParams
 STALL_TIMEOUT_SEC = 600.0  # the longest wait for a job's next step, its time in the queue included
 IDLE_WAIT_SEC = 5.0  # between looks at the queue when nothing is announced; only a safety net
 MAX_RETRY_SEC = 60
+CLOSED_RETRY_SEC = 5  # when another server may be there
 RATE_WINDOW_SEC = 10.0  # over which the speed is averaged
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,10 @@ class QueueFull(Exception):
     def __init__(self, message: str, retry_sec: int = 1) -> None:
         super().__init__(message)
         self.retry_sec = retry_sec
+
+
+class Closed(QueueFull):
+    """The server is shutting down, or its model cannot go on."""
 
 
 class GenerationFailed(Exception):
@@ -141,7 +147,7 @@ class Runner:
         job = Job(generations, self)
         with self._changed:
             if self._closed:
-                raise QueueFull("the server is shutting down")
+                raise Closed("the server is shutting down", CLOSED_RETRY_SEC)
             self._check_room(generations)
             for index, generation in enumerate(generations):
                 self._jobs[generation] = (job, index)
@@ -172,6 +178,8 @@ class Runner:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(timeout)
+        else:
+            self.engine.close()
 
     def _check_room(self, generations: Sequence[Generation]) -> None:
         slots = self.engine.scheduler.max_running + self.max_queue
@@ -193,11 +201,12 @@ class Runner:
         try:
             while self._take_changes():
                 self._step()
+            self.engine.close()
         finally:
             with self._changed:
                 self._closed = True
                 for job, _ in self._jobs.values():
-                    job.deliver(QueueFull("the server is shutting down"))
+                    job.deliver(Closed("the server is shutting down", CLOSED_RETRY_SEC))
                 for generation in [*self.engine.scheduler.running, *self.engine.scheduler.waiting]:
                     self.engine.cancel(generation)
                 self._jobs.clear()
@@ -224,6 +233,9 @@ class Runner:
     def _step(self) -> None:
         try:
             touched = self.engine.step()
+        except RankLost:  # nothing more can be computed: the thread ends, and with it the server's health
+            log.exception("a rank of the model is lost")
+            raise
         except Exception:
             log.exception("a step of the model failed")
             touched = list(self.engine.scheduler.running)

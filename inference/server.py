@@ -21,6 +21,7 @@ from inference.chat import ChatTemplate
 from inference.engine import Engine
 from inference.guard import Guard
 from inference.metrics import Metrics
+from inference.openapi import BUSY, ERRORS, GENERATED, METRICS_ANSWER, PAGE_ANSWER, STOPPED, publish
 from inference.protocol import ChatRequest, CompletionRequest, EmbeddingsRequest, ModelCard
 from inference.runner import Runner
 
@@ -34,12 +35,12 @@ def build_app(model: str, settings: dict[str, Any]) -> FastAPI:
     """The application that serves one model folder.
 
     Args:
-        model: a Hugging Face folder with a tokenizer.
+        model: a Hugging Face folder with a tokenizer, or a GGUF file.
         settings: fields of ``ServeConfig``; absent ones have their defaults. Without ``model_name`` the model is
             called as its folder.
 
     The bearer token is read from SUNDOG_API_TOKEN now; without it every request is let in. ``app.state.runner`` is
-    the ``Runner``.
+    the ``Runner``, ``app.state.healthy()`` whether it can go on.
 
     Raises:
         ConfigError: unknown settings or values out of range.
@@ -49,7 +50,7 @@ def build_app(model: str, settings: dict[str, Any]) -> FastAPI:
     engine = Engine(model, config.engine, config.max_concurrent)
     runner = Runner(engine, config.max_queue, config.max_queue_tokens)
     metrics = Metrics(runner)
-    api = Api(runner, ChatTemplate(model), metrics, config)
+    api = Api(runner, ChatTemplate(engine.folder), metrics, config)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -58,8 +59,10 @@ def build_app(model: str, settings: dict[str, Any]) -> FastAPI:
         await asyncio.to_thread(runner.wait_idle, config.drain_sec)
         runner.close()
 
-    app = FastAPI(title="Sundog", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="Sundog", lifespan=lifespan, docs_url=None, redoc_url=None, responses=ERRORS)
+    publish(app)
     app.state.runner = runner
+    app.state.healthy = lambda: runner.healthy or api.draining
     install_handlers(app)
     app.add_middleware(Guard, token=os.environ.get(TOKEN_VARIABLE, ""), max_body_bytes=config.max_body_bytes)
     app.add_middleware(CountAnswers, metrics=metrics)
@@ -91,21 +94,21 @@ def _engine_settings(values: dict[str, Any]) -> EngineConfig:
 
 
 def _add_routes(app: FastAPI, api: Api, card: ModelCard) -> None:
-    @app.get("/health")
+    @app.get("/health", responses=STOPPED)
     async def health() -> JSONResponse:
         healthy = api.runner.healthy
         return JSONResponse({"status": "ok" if healthy else "stopped"}, 200 if healthy else 503)
 
-    @app.get("/ready")
+    @app.get("/ready", responses=STOPPED)
     async def ready() -> JSONResponse:
         accepts = api.runner.healthy and not api.draining
         return JSONResponse({"status": "ready" if accepts else "draining"}, 200 if accepts else 503)
 
-    @app.get("/")
+    @app.get("/", response_class=FileResponse, responses=PAGE_ANSWER)
     async def page() -> HttpResponse:
         return FileResponse(PAGE, media_type="text/html", headers={"Content-Security-Policy": PAGE_POLICY})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=HttpResponse, responses=METRICS_ANSWER)
     async def metrics() -> HttpResponse:
         return HttpResponse(api.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
@@ -118,15 +121,15 @@ def _add_routes(app: FastAPI, api: Api, card: ModelCard) -> None:
         api.check_model(name)
         return JSONResponse(card.model_dump())
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=GENERATED)
     async def completions(request: Request, body: CompletionRequest) -> HttpResponse:
         return await api.completions(request, body)
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=GENERATED)
     async def chat_completions(request: Request, body: ChatRequest) -> HttpResponse:
         return await api.chat_completions(request, body)
 
-    @app.post("/v1/embeddings")
+    @app.post("/v1/embeddings", responses=BUSY)
     async def embeddings(request: Request, body: EmbeddingsRequest) -> HttpResponse:
         return await api.embeddings(request, body)
 

@@ -7,13 +7,17 @@
 import argparse
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from cluster.connection import connect
+from cluster.gang import Gang
 from conf.errors import EXIT_DONE, ConfigError
 from conf.schema import RunConfig
 from data.files import write_atomic
 from launch.preflight import load_config
+from launch.signals import stop_requests
 from launch.stages import on_cluster
 
 if TYPE_CHECKING:
@@ -35,6 +39,9 @@ def main(name: str, arguments: list[str]) -> int:
             raise ConfigError("--input", str(options.input), "not together with --prompt", "leave one of them out")
         if options.image is not None:
             raise ConfigError("--input", str(options.input), "not together with --image", "leave one of them out")
+        if config.generate.engine.ranks > 1:
+            rule = "the units of a file run in one process each"
+            raise ConfigError("generate.engine.ranks", config.generate.engine.ranks, rule, "generate.engine.ranks=1")
         return _file(config, options.input, options.output)
     prompts = options.prompt or ([] if sys.stdin.isatty() else [sys.stdin.read()])
     if not any(prompts):
@@ -44,25 +51,48 @@ def main(name: str, arguments: list[str]) -> int:
         raise ConfigError(
             "--image", str(options.image), "images are written as PNG", f"--image {options.image.stem}.png"
         )
+    settings = config.generate
+    params = {name: getattr(settings, name) for name in ("max_tokens", "temperature", "top_p", "seed")}
+    if settings.engine.ranks > 1:
+        return _ranks(config, prompts, params, options.image)
 
     # Torch loads here, after every mistake that can be answered without it.
     from inference.generate import generate
     from inference.params import SamplingParams
 
-    settings = config.generate
-    params = SamplingParams(
-        max_tokens=settings.max_tokens, temperature=settings.temperature, top_p=settings.top_p, seed=settings.seed
-    )
     if options.image is not None:
-        return _images(config, prompts, params, options.image)
-    current = -1
-    for index, piece in generate(settings.model, prompts, params, settings.engine):
-        if index != current:
-            print(("\n\n" if current >= 0 else "") + prompts[index], end="")
-            current = index
-        print(piece, end="", flush=True)
+        return _images(config, prompts, SamplingParams(**params), options.image)
+    printer = _Printer(prompts)
+    for index, piece in generate(settings.model, prompts, SamplingParams(**params), settings.engine):
+        printer.event({"index": index, "text": piece})
     print()
     return EXIT_DONE
+
+
+def _ranks(config: RunConfig, prompts: list[str], params: dict[str, Any], image: Path | None) -> int:
+    """Continue prompts on a gang of as many ranks as the engine has."""
+    settings = config.generate
+    if image is not None:
+        raise ConfigError("generate.engine.ranks", settings.engine.ranks, "images are made by one process", "ranks=1")
+    work = {"model": str(Path(settings.model).absolute()), "prompts": prompts, "params": params}
+    gang, printer = replace(config.cluster, ranks=settings.engine.ranks), _Printer(prompts)
+    with stop_requests() as stops, connect(gang), Gang(gang, name="generate", stop=lambda: len(stops)) as ranks:
+        ranks.run("inference.generate:generate_rank", {**work, "engine": asdict(settings.engine)}, printer.event)
+    print()
+    return EXIT_DONE
+
+
+class _Printer:
+    """Writes prompts and their continuations as they come."""
+
+    def __init__(self, prompts: list[str]) -> None:
+        self._prompts, self._current = prompts, -1
+
+    def event(self, event: dict[str, Any]) -> None:
+        if event["index"] != self._current:
+            print(("\n\n" if self._current >= 0 else "") + self._prompts[event["index"]], end="")
+            self._current = event["index"]
+        print(event["text"], end="", flush=True)
 
 
 def _images(config: RunConfig, prompts: list[str], params: "SamplingParams", target: Path) -> int:

@@ -8,18 +8,15 @@ from conf.errors import EXIT_DONE, DataError
 from conf.schema import RunConfig
 from launch.signals import stop_requests
 
-APP = "inference.server:build_app"
+APP, FOLLOWER = "inference.server:build_app", "inference.ranks:follow"
 
 
 def check_model(folder: str) -> None:
     """Refuse a folder that holds no model before Ray starts."""
-    if not (Path(folder) / "config.json").exists():
-        raise DataError(
-            "serve.model",
-            folder,
-            "a Hugging Face folder with config.json and safetensors",
-            "sundog export, or serve.model=FOLDER",
-        )
+    path = Path(folder)
+    if not ((path / "config.json").exists() or path.suffix == ".gguf" or any(path.glob("*.gguf"))):
+        rule = "a Hugging Face folder with config.json and safetensors, or a GGUF file"
+        raise DataError("serve.model", folder, rule, "sundog export, or serve.model=FOLDER")
 
 
 def main(name: str, config: RunConfig) -> int:
@@ -27,7 +24,7 @@ def main(name: str, config: RunConfig) -> int:
     with (
         stop_requests() as stops,
         connect(config.cluster) as connection,
-        serving(config.serve, APP, cluster_ends=connection.local) as url,
+        serving(config.serve, APP, follower=FOLLOWER, cluster_ends=connection.local) as url,
     ):
         print(f"serving {config.serve.model_name} at {url}/v1  (Ctrl-C stops)")
         print(f"try:    curl {url}/v1/completions -H 'content-type: application/json' \\")

@@ -49,10 +49,18 @@ def attend_split_cache(
         scale: of the scores; default ``1 / sqrt(head_dim)``.
     """
     out, lse = partial_attention(q, k, v, keys, dist.get_rank(group), mask, scale)
+    return merge_over_ranks(out, lse, group)[0].to(q.dtype)
+
+
+def merge_over_ranks(out: Tensor, lse: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    """``(out, lse)`` over all ranks' keys from what each rank has over its own, the same bits on every rank.
+
+    ``out`` is ``[..., value_dim]`` and ``lse`` ``[...]``, in fp32; a rank without keys has out 0 and lse -inf.
+    """
     mine = torch.cat([out, lse.unsqueeze(-1)], -1)
-    parts = [torch.empty_like(mine) for _ in keys.ranks]
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, mine, group=group)
     total, total_lse = parts[0][..., :-1].contiguous(), parts[0][..., -1].contiguous()
     for part in parts[1:]:  # in rank order, so that every rank gets the same bits
         merge_(total, total_lse, part[..., :-1], part[..., -1])
-    return total.to(q.dtype)
+    return total, total_lse
