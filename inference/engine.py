@@ -22,12 +22,11 @@ from inference.generation import Generation, Logprob, Step
 from inference.gguf_files import model_folder
 from inference.grammar import Grammars
 from inference.methods import Methods
-from inference.model_runner import ModelRunner, Result, load_runner
-from inference.paged_attention import PagedCache
+from inference.model_runner import Result, load_runner
 from inference.pages import PagePool
 from inference.params import GREEDY, SamplingParams
 from inference.policies import POLICIES, CacheShape
-from inference.ranks import RankedRunner
+from inference.ranks import RankedRunner, place
 from inference.sampler import log_probabilities
 from inference.scheduler import Scheduler, Span
 
@@ -79,12 +78,7 @@ class Engine:
         self.spec = runner.spec
         page_tokens = settings.page_tokens * settings.ranks
         pages = self._pages(max_running, page_tokens, runner.dtype)
-        self.runner: ModelRunner | RankedRunner = runner
-        if settings.ranks > 1:
-            self.runner = RankedRunner(runner, settings.ranks, pages, page_tokens)
-            self.cache: PagedCache = self.runner.cache
-        else:
-            self.cache = PagedCache(self.spec, pages * page_tokens, page_tokens, runner.dtype)
+        self.runner, self.cache = place(runner, settings.ranks, pages, page_tokens)
         self.pool = PagePool(pages, page_tokens, settings.prefix_cache)
         self.context = min(self.spec.context, pages * page_tokens)
         self.scheduler = Scheduler(self.pool, max_running, settings.step_tokens, settings.mixed_tokens)
@@ -146,8 +140,6 @@ class Engine:
         generation = Generation(prompt, params, limit, text, self.eos_ids, salt, task, matcher, methods)
         generation.drafter = params.methods.drafter_for(self.settings)
         if methods is not None and methods.kv_policy in POLICIES:
-            if self.settings.ranks > 1:
-                raise ConfigError("kv_policy", methods.kv_policy, "not with several ranks", "full, or engine.ranks=1")
             shape = CacheShape(self.spec.layers, self.spec.kv_heads, self.settings.page_tokens)
             policy = POLICIES[methods.kv_policy]
             generation.policy = policy(shape, methods.kv_budget or 1.0, len(prompt), params.seed or 0)

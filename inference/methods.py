@@ -35,7 +35,12 @@ class Methods:
     def resolved(self, settings: EngineConfig) -> "Methods":
         """With the engine's settings where the request says nothing."""
         own = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(Methods(settings.kv_policy, settings.kv_budget, settings.drafter, settings.decode_layers), **own)
+        usual = Methods(settings.kv_policy, settings.kv_budget, settings.drafter, settings.decode_layers)
+        found = replace(usual, **own)
+        if settings.ranks > 1 and found.lossy:
+            rule = "methods that change outputs run on one rank"
+            raise ConfigError("engine.ranks", settings.ranks, rule, f"engine.ranks=1, or without {found.lossy[0]}")
+        return found
 
     def drafter_for(self, settings: EngineConfig) -> str:
         """The drafter of a request under an engine's settings. Raises ConfigError for one that the engine lacks."""

@@ -320,6 +320,16 @@ def _over_nothing(q_SKGD: Tensor) -> Part:
     return q_SKGD.new_zeros(kv_heads, group, rows, width), q_SKGD.new_full((kv_heads, group, rows, 1), -torch.inf)
 
 
+def place(
+    runner: ModelRunner, ranks: int, pages: int, page_tokens: int
+) -> tuple[ModelRunner | RankedRunner, PagedCache]:
+    """What an engine computes with, and the cache: one process's own, or those of rank 0 of several."""
+    if ranks == 1:
+        return runner, PagedCache(runner.spec, pages * page_tokens, page_tokens, runner.dtype)
+    ranked = RankedRunner(runner, ranks, pages, page_tokens)
+    return ranked, ranked.cache
+
+
 def join(ranks: int) -> None:
     """Meet the other ranks, as the environment says (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 
