@@ -13,6 +13,7 @@ from conf.images import check_images
 from conf.rephrase import check_rephrase
 from conf.schema import CHOICES, RunConfig
 from conf.serving import check_serving
+from conf.shard import FSDP, check_sharding, data_parallel, least_data_parallel
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ def mesh_sizes(config: RunConfig) -> MeshSizes:
     """Resolve the zeros of ``sharding`` and ``sequence`` against ``cluster.ranks``.
 
     ``sequence.degree=0`` means all ranks that an explicit data parallelism leaves (1 for ``local``); what is left then
-    goes to ``dp_replicate`` under ddp and to ``dp_shard`` under fsdp.
+    goes to ``dp_replicate`` under ddp and else to ``dp_shard``.
 
     Raises:
         ConfigError: the product of the axes is not the number of ranks.
     """
     ranks, sharding = config.cluster.ranks, config.sharding
-    explicit_dp = max(sharding.dp_replicate, 1) * max(sharding.dp_shard, 1)
+    explicit_dp = least_data_parallel(sharding)
     cp = config.sequence.degree
     if cp == 0:
         cp = 1 if config.sequence.strategy == "local" else max(ranks // explicit_dp, 1)
@@ -61,15 +62,7 @@ def mesh_sizes(config: RunConfig) -> MeshSizes:
             "sequence.degree", cp, f"it must divide cluster.ranks = {ranks}", f"sequence.degree= one of {divisors}"
         )
     rest = ranks // cp
-    replicate, shard = sharding.dp_replicate, sharding.dp_shard
-    if sharding.kind == "ddp":
-        shard = shard or 1
-        if shard != 1:
-            raise ConfigError("sharding.dp_shard", shard, "ddp keeps whole parameters on every rank", "sharding=fsdp")
-        replicate = replicate or rest
-    else:
-        replicate = replicate or (rest // shard if shard else 1)
-        shard = shard or rest // max(replicate, 1)
+    replicate, shard = data_parallel(sharding, rest)
     if replicate * shard * cp != ranks:
         raise ConfigError(
             "cluster.ranks",
@@ -78,11 +71,11 @@ def mesh_sizes(config: RunConfig) -> MeshSizes:
             "set the sizes you do not care about to 0, or change cluster.ranks",
         )
     ep = sharding.expert_degree
-    if ep > 1 and (sharding.kind != "fsdp" or (shard * cp) % ep != 0 or (cp % ep != 0 and ep % cp != 0)):
+    if ep > 1 and (sharding.kind not in FSDP or (shard * cp) % ep != 0 or (cp % ep != 0 and ep % cp != 0)):
         raise ConfigError(
             "sharding.expert_degree",
             ep,
-            f"under sharding=fsdp it divides dp_shard ({shard}) x cp ({cp}), and it or cp divides the other",
+            f"under fsdp and hsdp it divides dp_shard ({shard}) x cp ({cp}), and it or cp divides the other",
             f"sharding=fsdp sharding.expert_degree={math.gcd(ep, shard * cp)}",
         )
     return MeshSizes(replicate, shard, cp, ep)
@@ -310,6 +303,8 @@ def check(config: RunConfig) -> RunConfig:
     for rule in (_choices, _ranges, _paths, _cluster, _corpus, _model, _sequence, _batch, _experts):
         rule(config)
     check_curation(config.curation)
+    experts = bool(config.model.experts.groups)
+    check_sharding(config.sharding, config.cluster.gpus_per_rank, config.trainer.objective, experts)
     check_images(config)
     check_rephrase(config.rephrase)
     check_serving(config.serve)

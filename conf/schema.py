@@ -7,13 +7,14 @@ rules over several fields are in ``conf.rules``.
 
 from dataclasses import dataclass, field
 
-from conf import curate, images, preselect, rephrase, serving
+from conf import curate, images, preselect, rephrase, serving, shard
 from conf.curate import CurationConfig
 from conf.evaluate import EvaluateConfig
 from conf.images import ImageTokenizerConfig
 from conf.preselect import LadderConfig, PreSelectConfig
 from conf.rephrase import RephraseConfig
 from conf.serving import GenerateConfig, ServeConfig
+from conf.shard import ShardingConfig
 
 STRATEGIES = (
     "local",
@@ -41,14 +42,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "order.embedder": ("tfidf", "static", "transformer"),
     "order.kind": ("random", "reference", "algorithm1", "matching"),
     "order.index": ("auto", "flat", "ivf", "hnsw", "cells"),
-    "sharding.kind": ("ddp", "fsdp"),
     "sequence.strategy": (*STRATEGIES, "auto"),
     "sequence.topology": ("auto", "port", "ring", "mesh", "two_level"),
     "sequence.backward": ("same", *STRATEGIES[1:]),
     "sequence.layout": ("contiguous", "zigzag"),
     "trainer.objective": ("tokens", "routers", images.IMAGES),
     "trainer.precision": ("fp32", "bf16"),
-    "trainer.recompute": ("none", "full"),
+    "trainer.recompute": ("none", "selective", "full"),
     "cluster.placement": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
     "tracker.wandb": ("disabled", "offline", "online"),
     "export.dtype": ("fp32", "bf16"),
@@ -58,6 +58,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     **preselect.CHOICES,
     **rephrase.CHOICES,
     **serving.CHOICES,
+    **shard.CHOICES,
 }
 
 
@@ -140,16 +141,6 @@ class OrderConfig:
 
 
 @dataclass
-class ShardingConfig:
-    """Data parallelism; the ranks that sequence parallelism leaves over are spread over these axes."""
-
-    kind: str = "ddp"
-    dp_replicate: int = 0  # 0: what is left over (ddp), or 1 (fsdp)
-    dp_shard: int = 0  # 0: what is left over (fsdp), or 1 (ddp)
-    expert_degree: int = 1  # ranks over which the experts of every group are spread; they hold neighbouring parts
-
-
-@dataclass
 class SequenceConfig:
     """Sequence (context) parallelism; ``strategy=auto`` chooses one for each direction by measured links."""
 
@@ -183,7 +174,7 @@ class TrainerConfig:
     beta2: float = 0.95
     clip: float = 1.0  # global gradient norm; 0: off
     precision: str = "fp32"
-    recompute: str = "none"  # activation checkpointing of each block
+    recompute: str = "none"  # activation checkpointing; selective: all but matrix products and attention
     checkpoint_every: int = 50  # steps
     keep_checkpoints: int = 2
     eval_every: int = 50  # steps; 0: never

@@ -1,5 +1,6 @@
 """Gradients over ranks: how they are scaled, when they are exchanged, their norm."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from parallel.mesh import Mesh
+from parallel.zero import ZeroModel
 
 
 def scale_factor(mesh: Mesh) -> int:
@@ -28,7 +30,7 @@ def no_sync(model: nn.Module, enabled: bool) -> Iterator[None]:
     """While ``enabled``, backward passes add to local gradients and leave the exchange to a later one."""
     if not enabled:
         yield
-    elif isinstance(model, DistributedDataParallel):
+    elif isinstance(model, (DistributedDataParallel, ZeroModel)):
         with model.no_sync():
             yield
     elif isinstance(model, FSDPModule):
@@ -39,6 +41,20 @@ def no_sync(model: nn.Module, enabled: bool) -> Iterator[None]:
             model.set_requires_gradient_sync(True)
     else:
         yield
+
+
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float, mesh: Mesh) -> Tensor:
+    """Clip, let the optimizer step and drop the gradients; return the global norm before clipping, a scalar.
+
+    Where the norm is not finite the weights stay as they are. Collective; ``max_norm=inf`` does not clip.
+    """
+    if isinstance(model, ZeroModel):
+        return model.step()
+    norm = clip_grad_norm(model, max_norm, mesh)
+    if math.isfinite(norm.item()):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
 
 
 def clip_grad_norm(model: nn.Module, max_norm: float, mesh: Mesh) -> Tensor:

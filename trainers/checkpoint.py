@@ -34,6 +34,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from conf.errors import DataError, ResourceError
 from data.files import fsync_folder, write_atomic
+from parallel.zero import ZeroModel
 from trainers.checkpoint_folder import (
     STATE,
     TEMPORARY,
@@ -101,10 +102,15 @@ class _Reader(FileSystemReader):
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The tensors of a training state by name; writing into them changes copies or views, see ``restore``."""
+    if isinstance(model, ZeroModel):
+        return _named(*model.gather())
+    weights = get_model_state_dict(model)  # first: under FSDP2 this shards again what an evaluation left gathered
     options = StateDictOptions(flatten_optimizer_state_dict=True)
-    weights = get_model_state_dict(model)
-    moments = get_optimizer_state_dict(model, optimizer, options=options)
-    named: dict[str, Any] = {_MODEL + name: value for name, value in weights.items()}
+    return _named(weights, get_optimizer_state_dict(model, optimizer, options=options))
+
+
+def _named(weights: dict[str, Any], moments: dict[str, Any]) -> dict[str, Any]:
+    named = {_MODEL + name: value for name, value in weights.items()}
     named |= {_OPTIMIZER + name: value for name, value in moments.items()}
     return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
@@ -232,19 +238,21 @@ class Checkpoints:
         return next((reason for reason in reasons if reason), "")
 
     def _read_tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
-        tensors = _tensors(model, optimizer)
+        zero = isinstance(model, ZeroModel)
+        tensors = _named(*model.empty()) if zero else _tensors(model, optimizer)
         try:
             load(tensors, storage_reader=_Reader(path), process_group=self.group)
         except CheckpointException as failure:  # not an Exception: it would pass every handler above
             raise DataError(str(path), _reason(failure), "a checkpoint of this program", "use another one") from failure
         weights = {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
+        read = {n.removeprefix(_OPTIMIZER): value for n, value in tensors.items() if n.startswith(_OPTIMIZER)}
+        if zero:
+            model.scatter(weights, read, self.group)
+            return
         set_model_state_dict(model, weights)
         options = StateDictOptions(flatten_optimizer_state_dict=True)
         moments = get_optimizer_state_dict(model, optimizer, options=options)  # with this run's hyperparameters
-        moments.update(
-            {name.removeprefix(_OPTIMIZER): value for name, value in tensors.items() if name.startswith(_OPTIMIZER)}
-        )
-        set_optimizer_state_dict(model, optimizer, moments, options=options)
+        set_optimizer_state_dict(model, optimizer, moments | read, options=options)
 
     def _say(self, message: str) -> None:
         if self.rank == 0:

@@ -30,7 +30,7 @@ from data.tokenize import Tokenizer, load_tokenizer
 from models.decoder import Decoder, ModelSpec
 from models.hf import load_hf
 from models.moe.upcycle import add_auxiliary, upcycle
-from parallel.apply import parallelize
+from parallel.apply import parallelize, take_optimizer
 from parallel.mesh import Mesh, build_mesh
 from parallel.ring.trace import recording
 from trainers import console
@@ -79,6 +79,7 @@ def run(config: RunConfig, control: Control) -> dict[str, Any]:
         check_modalities(spec, corpus.tokenizer)
         model = parallelize(model.to(runtime.device), mesh, config)
         optimizer = build_optimizer(model, config.trainer)
+        model = take_optimizer(model, optimizer, mesh, config)
 
         origin = identity(config, spec.to_dict(), corpus.tokenizer.digest, corpus.shards.fingerprint)
         folder = checkpoints_folder(config.run_dir)

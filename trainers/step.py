@@ -14,7 +14,7 @@ from conf.rules import micro_batch
 from conf.schema import RunConfig
 from data.loader import IGNORE, Ints
 from parallel.batch import shard_batch
-from parallel.gradients import clip_grad_norm, no_sync, scale_factor
+from parallel.gradients import no_sync, scale_factor, update
 from parallel.mesh import Mesh
 from trainers.experts import after_step, at_window, before_step, decoder_of, loss_by_modality
 from trainers.optim import set_learning_rate
@@ -53,7 +53,8 @@ def micro_batches(batch: LocalBatch, rows: int) -> Iterator[LocalBatch]:
 def precision(config: RunConfig, device: torch.device) -> AbstractContextManager[object]:
     """Return the autocast context of forward passes: bf16 products over fp32 weights under ddp.
 
-    Under fsdp the mixed-precision policy of ``parallel.apply`` casts instead, once a gathered parameter.
+    Under FSDP2 the mixed-precision policy of ``parallel.apply`` casts instead, once a gathered parameter; DeepSpeed's
+    engine enters an autocast of its own.
     """
     if config.trainer.precision == "bf16" and config.sharding.kind == "ddp":
         return torch.autocast(device.type, torch.bfloat16)
@@ -78,7 +79,7 @@ def train_step(
     batch.
 
     Raises:
-        ConfigError: the loss or the gradient is not finite (on all ranks, before the weights change).
+        ConfigError: the gradient is not finite (on all ranks; the weights did not change), or the loss is not.
     """
     count = (batch["labels"] != IGNORE).sum()
     dist.all_reduce(count)
@@ -99,10 +100,11 @@ def train_step(
             by_modality += decoder.seen
     dist.all_reduce(loss_sum)
 
-    grad_norm = clip_grad_norm(model, config.trainer.clip or math.inf, mesh)
-    loss = float(loss_sum) / labels
+    rate = learning_rate(step, config.trainer)
+    set_learning_rate(optimizer, rate)
+    grad_norm = update(model, optimizer, config.trainer.clip or math.inf, mesh)
     parts_of_it = after_step(model) | loss_by_modality("train", decoder, by_modality)
-    result = StepResult(loss, float(grad_norm), learning_rate(step, config.trainer), labels, parts_of_it)
+    result = StepResult(float(loss_sum) / labels, float(grad_norm), rate, labels, parts_of_it)
     if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
         raise ConfigError(
             "trainer.lr",
@@ -110,7 +112,4 @@ def train_step(
             f"loss and gradient must stay finite; step {step + 1} has loss {result.loss} and norm {result.grad_norm}",
             "a lower trainer.lr, more trainer.warmup_steps or a smaller trainer.clip; earlier checkpoints are intact",
         )
-    set_learning_rate(optimizer, result.lr)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     return result

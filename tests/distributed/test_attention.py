@@ -156,7 +156,7 @@ def _recompute(rank: int, world_size: int) -> tuple[list[int], bool]:
     counts, gradients = [], []
     for recompute in (False, True):
         if recompute:
-            recompute_blocks(blocks)
+            recompute_blocks(blocks, "full")
         runs[0], out = 0, x
         for block in blocks:
             out = block(out)

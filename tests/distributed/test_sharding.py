@@ -1,4 +1,7 @@
-"""DDP and FSDP2 with sequence parallelism train as one process does: losses, gradients, norms and weights."""
+"""DDP, FSDP2 and ZeRO with sequence parallelism train as one process does: losses, gradients, norms and weights.
+
+Plain SGD, since AdamW hides a wrong scale of the gradients.
+"""
 
 from dataclasses import dataclass
 from functools import cache
@@ -13,10 +16,11 @@ from torch.distributed.tensor import DTensor
 from conf.rules import MeshSizes
 from conf.schema import ModelConfig, RunConfig
 from models.decoder import Decoder, ModelSpec
-from parallel.apply import parallelize, unwrap
+from parallel.apply import parallelize, take_optimizer, unwrap
 from parallel.batch import shard_batch
-from parallel.gradients import clip_grad_norm, no_sync, scale_factor
+from parallel.gradients import no_sync, scale_factor, update
 from parallel.mesh import build_mesh
+from parallel.zero import ZeroModel
 from tests.helpers.dist import run_distributed
 
 WINDOWS, CONTEXT, VOCABULARY, STEPS, LR, CLIP = 8, 24, 61, 4, 0.5, 0.4
@@ -33,12 +37,13 @@ class Setup:
     documents: bool = False
     micro_batches: int = 1
     precision: str = "fp32"
+    offload: str = "none"
 
     def config(self) -> RunConfig:
         config = RunConfig()
         config.sharding.kind, config.trainer.precision = self.kind, self.precision
         config.sequence.strategy, config.sequence.layout = self.strategy, self.layout
-        config.trainer.recompute = self.recompute
+        config.trainer.recompute, config.trainer.clip, config.sharding.offload = self.recompute, CLIP, self.offload
         return config
 
 
@@ -66,11 +71,19 @@ def _whole(x: Tensor | None) -> Tensor:
 
 
 def _record(model: nn.Module, what: str) -> dict[str, Tensor]:
-    return {n: _whole(p.grad if what == "grad" else p) for n, p in unwrap(model).named_parameters()}
+    named = dict(unwrap(model).named_parameters())
+    if isinstance(model, ZeroModel):
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+
+        read = safe_get_full_grad if what == "grad" else safe_get_full_fp32_param
+        return {n: _whole(read(p)) for n, p in named.items()}
+    return {n: _whole(p.grad if what == "grad" else p) for n, p in named.items()}
 
 
 def _train(model: nn.Module, setup: Setup, mesh: Any) -> list[dict[str, Any]]:
     optimizer = torch.optim.SGD(model.parameters(), LR)
+    if mesh is not None:
+        model = take_optimizer(model, optimizer, mesh, setup.config())
     records: list[dict[str, Any]] = []
     for step in range(STEPS):
         batch = _batch(step, setup.documents)
@@ -93,9 +106,7 @@ def _train(model: nn.Module, setup: Setup, mesh: Any) -> list[dict[str, Any]]:
         if mesh is not None:
             dist.all_reduce(total)
         grads = _record(model, "grad")
-        norm = clip_grad_norm(model, CLIP, cast(Any, mesh))
-        optimizer.step()
-        optimizer.zero_grad()
+        norm = update(model, optimizer, CLIP, cast(Any, mesh))
         records.append({"loss": total.item() / labels, "norm": norm.item(), "grads": grads})
     return [*records, {"weights": _record(model, "weight")}]
 
@@ -126,12 +137,23 @@ SETUPS = {
         Setup("fsdp", MeshSizes(1, 2, 1), "local", "contiguous", micro_batches=2),
         Setup("ddp", MeshSizes(1, 1, 2), precision="bf16"),
         Setup("fsdp", MeshSizes(1, 1, 2), precision="bf16"),
+        Setup("ddp", MeshSizes(2, 1, 1), "local", "contiguous", recompute="selective", documents=True),
+        Setup("fsdp", MeshSizes(1, 1, 2), recompute="selective"),
+        Setup("zero1", MeshSizes(1, 1, 2), documents=True, recompute="full"),
+        Setup("zero2", MeshSizes(1, 2, 1), "local", "contiguous", micro_batches=2, offload="optimizer"),
+        Setup("zero3", MeshSizes(1, 1, 2), micro_batches=2, recompute="selective"),
+        Setup("zero3", MeshSizes(1, 1, 2), offload="all"),
+        Setup("zero2", MeshSizes(1, 1, 2), precision="bf16"),
+        Setup("zero3", MeshSizes(1, 2, 1), "local", "contiguous", precision="bf16"),
     ],
     4: [
         Setup("ddp", MeshSizes(2, 1, 2), "ring", recompute="full", micro_batches=2),
         Setup("fsdp", MeshSizes(1, 2, 2), "token_ring", "contiguous", micro_batches=2, documents=True),
-        Setup("fsdp", MeshSizes(2, 1, 2), recompute="full"),
-        Setup("fsdp", MeshSizes(2, 2, 1), "local", "contiguous"),
+        Setup("hsdp", MeshSizes(2, 1, 2), recompute="full"),
+        Setup("hsdp", MeshSizes(2, 2, 1), "local", "contiguous"),
+        Setup("zero1", MeshSizes(1, 2, 2), "ring", micro_batches=2),
+        Setup("zero2", MeshSizes(1, 2, 2), "token_ring", "contiguous", documents=True),
+        Setup("zero3", MeshSizes(1, 2, 2), micro_batches=2, documents=True, recompute="full"),
     ],
 }
 

@@ -1,5 +1,6 @@
 """Training on several ranks gives the losses of one process, and a stopped run goes on as if nothing had happened."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,12 @@ TWO_RANKS: dict[str, dict[str, Any]] = {
     "auto, traced": {"sequence__strategy": "auto", "sequence__trace_every": 5},
     "dp ddp accumulated": {"trainer__micro_batch": 1},
     "dp fsdp": {"sharding__kind": "fsdp", "trainer__micro_batch": 2},
+    "selective recompute": {"trainer__micro_batch": 2, "trainer__recompute": "selective"},
+    "zero1 token_ring": {"sharding__kind": "zero1", "sequence__strategy": "token_ring"},
+    "zero2 dp": {"sharding__kind": "zero2", "trainer__micro_batch": 1},
+    "zero3 ulysses": {"sharding__kind": "zero3", "sequence__strategy": "ulysses", "sharding__offload": "optimizer"},
 }
+PAIRS = {"sequence__strategy": "token_ring", "sequence__degree": 2, "trainer__micro_batch": 2}
 FOUR_RANKS: dict[str, dict[str, Any]] = {
     "token_ring of 4": {"sequence__strategy": "token_ring"},
     "ring of 4, fsdp": {"sequence__strategy": "ring", "sharding__kind": "fsdp"},
@@ -34,7 +40,7 @@ FOUR_RANKS: dict[str, dict[str, Any]] = {
         "sharding__kind": "fsdp",
         "trainer__micro_batch": 1,
     },
-    "ddp 2 x ring 2": {"sequence__strategy": "token_ring", "sequence__degree": 2, "trainer__micro_batch": 2},
+    "ddp 2 x ring 2": PAIRS,
     "tile, bidirectional_query back": {"sequence__strategy": "tile", "sequence__backward": "bidirectional_query"},
     "hybrid, recompute, fsdp": {
         "sequence__strategy": "hybrid",
@@ -43,7 +49,19 @@ FOUR_RANKS: dict[str, dict[str, Any]] = {
         "trainer__recompute": "full",
     },
     "ulysses, allgather back": {"sequence__strategy": "ulysses", "sequence__backward": "allgather"},
-    "replicate 2 x shard 2": {"sharding__kind": "fsdp", "sharding__dp_replicate": 2, "trainer__micro_batch": 1},
+    "replicate 2 x shard 2": {"sharding__kind": "hsdp", "trainer__micro_batch": 1},
+    "hsdp of rings": {"sharding__kind": "hsdp", **PAIRS},
+    "zero2 of rings": {"sharding__kind": "zero2", **PAIRS},
+}
+
+
+# Saved on two ranks in a ring under the first, after 7 steps; loaded on two pairs of ranks under the second.
+MOVES = {
+    "ddp": ("zero3", "ring"),
+    "fsdp": ("hsdp", "ulysses"),
+    "zero1": ("fsdp", "ring"),
+    "zero2": ("zero1", "token_ring"),
+    "zero3": ("ddp", "token_ring"),
 }
 
 
@@ -81,10 +99,13 @@ def two(root: Path, reference: RunConfig, documents: RunConfig) -> dict[str, Any
     configs["bf16 fsdp"] = make_config(root, "two-bf16-fsdp", trainer__precision="bf16", sharding__kind="fsdp", **ring)
     cases = [Case(config) for config in configs.values()]
     for kind in ("ddp", "fsdp"):
-        for name in (f"resumed {kind}", f"to four {kind}"):
-            stopped = make_config(root, name, sharding__kind=kind, trainer__checkpoint_every=4, **ring)
-            configs[name] = stopped
-            cases.append(Case(stopped, stop_after=7))
+        stopped = configs[f"resumed {kind}"] = make_config(
+            root, f"resumed {kind}", sharding__kind=kind, trainer__checkpoint_every=4, **ring
+        )
+        cases.append(Case(stopped, stop_after=7))
+    for kind in MOVES:
+        stopped = configs[f"from {kind}"] = make_config(root, f"from {kind}", sharding__kind=kind, **ring)
+        cases.append(Case(stopped, stop_after=7))
     for kind in ("ddp", "fsdp"):
         cases.append(Case(configs[f"resumed {kind}"]))
     results = run_distributed(run_cases, 2, cases, timeout=240)
@@ -95,7 +116,10 @@ def two(root: Path, reference: RunConfig, documents: RunConfig) -> dict[str, Any
 def four(root: Path, two: dict[str, Any]) -> dict[str, RunConfig]:
     """All runs on four ranks, in one group of processes."""
     configs = {name: make_config(root, f"four-{name}", **changes) for name, changes in FOUR_RANKS.items()}
-    configs |= {name: two["configs"][name] for name in ("to four ddp", "to four fsdp")}
+    for before, (after, strategy) in MOVES.items():
+        moved = configs[f"from {before}"] = copy.deepcopy(two["configs"][f"from {before}"])
+        moved.sharding.kind, moved.sequence.strategy, moved.sequence.degree = after, strategy, 2
+        moved.trainer.micro_batch = 2
     run_distributed(run_cases, 4, [Case(config) for config in configs.values()], timeout=240)
     return configs
 
@@ -161,9 +185,11 @@ def test_a_stop_on_one_rank_checkpoints_and_the_resume_is_bitwise(two: dict[str,
     assert [step_of(path) for path in complete_checkpoints(folder)] == [20, 16]
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_ranks_resume_on_four(four: dict[str, RunConfig], reference: RunConfig, kind: str) -> None:
-    config = four[f"to four {kind}"]
+@pytest.mark.parametrize("kind", MOVES)
+def test_what_two_ranks_saved_goes_on_otherwise_on_four(
+    four: dict[str, RunConfig], reference: RunConfig, kind: str
+) -> None:
+    config = four[f"from {kind}"]
     _same_training(config, reference)
     state = read_state(complete_checkpoints(Path(config.run_dir) / "checkpoints")[0])
     assert (state["world_size"], state["step"]) == (4, 20)

@@ -1,6 +1,7 @@
 """Rules over several fields: mesh sizes, layouts, batches, and that every shipped YAML composes."""
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -46,15 +47,15 @@ def test_mesh_uses_every_rank_and_keeps_explicit_sizes(
     )
     products = [
         r * s * c
-        for r in ([replicate] if replicate else range(1, ranks + 1))
+        for r in ([replicate] if replicate else range(1, ranks + 1) if kind == "ddp" else [1])
         for s in ([shard] if shard else range(1, ranks + 1))
         for c in ([degree] if degree else range(1, ranks + 1))
-        if (kind == "fsdp" or s == 1) and (strategy != "local" or c == 1)
+        if (r == 1 if kind == "fsdp" else s == 1) and (strategy != "local" or c == 1)
     ]
     if ranks not in products:
         with pytest.raises(ConfigError) as raised:
             mesh_sizes(made)
-        assert raised.value.field in ("cluster.ranks", "sequence.degree", "sharding.dp_shard")
+        assert raised.value.field in ("cluster.ranks", "sequence.degree", "sharding.dp_shard", "sharding.dp_replicate")
         return
     mesh = mesh_sizes(made)
     assert mesh.ranks == ranks
@@ -64,6 +65,22 @@ def test_mesh_uses_every_rank_and_keeps_explicit_sizes(
     assert degree in (0, mesh.cp)
     assert strategy != "local" or mesh.cp == 1
     assert kind != "ddp" or mesh.dp_shard == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "expected"),
+    [
+        ("hsdp", {}, (2, 1, 4)),
+        ("hsdp", {"sequence__degree": 2}, (2, 2, 2)),
+        ("hsdp", {"sequence__degree": 1, "sharding__dp_replicate": 4}, (4, 2, 1)),
+        ("hsdp", {"sequence__degree": 1, "sharding__dp_shard": 2}, (4, 2, 1)),
+        ("zero1", {"sequence__degree": 2}, (1, 4, 2)),
+        ("zero3", {}, (1, 1, 8)),
+    ],
+)
+def test_meshes_of_eight_ranks(kind: str, changes: dict[str, Any], expected: tuple[int, int, int]) -> None:
+    mesh = mesh_sizes(config(cluster__ranks=8, sharding__kind=kind, **changes))
+    assert (mesh.dp_replicate, mesh.dp_shard, mesh.cp) == expected
 
 
 def test_default_mesh_gives_all_ranks_to_the_sequence() -> None:
@@ -124,6 +141,17 @@ def test_default_mesh_gives_all_ranks_to_the_sequence() -> None:
             "sharding.expert_degree",
         ),
         ({"trainer__batch": 9, "sequence__degree": 1, "cluster__ranks": 2}, "trainer.batch"),
+        ({"sharding__kind": "fsdp", "sharding__dp_replicate": 2, "cluster__ranks": 2}, "sharding.dp_replicate"),
+        ({"sharding__kind": "hsdp", "sharding__dp_replicate": 1, "cluster__ranks": 2}, "sharding.dp_replicate"),
+        ({"sharding__kind": "hsdp", "cluster__ranks": 1}, "cluster.ranks"),
+        ({"sharding__kind": "fsdp", "sharding__offload": "all"}, "sharding.offload"),
+        ({"sharding__kind": "ddp", "sharding__offload": "optimizer"}, "sharding.offload"),
+        ({"sharding__kind": "zero2", "sharding__offload": "all"}, "sharding.offload"),
+        ({"sharding__kind": "zero3", "model__experts__groups": [4]}, "sharding.kind"),
+        (
+            {"sharding__kind": "zero1", "trainer__objective": "routers", "trainer__init_from": "x"},
+            "trainer.objective",
+        ),
         ({"trainer__batch": 9, "trainer__micro_batch": 2}, "trainer.micro_batch"),
         ({"trainer__warmup_steps": 1000}, "trainer.warmup_steps"),
         ({"trainer__lr": 0.0}, "trainer.lr"),
