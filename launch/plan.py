@@ -9,6 +9,11 @@ from parallel.plan.choose import explain
 from parallel.plan.replay import Machine
 from parallel.plan.run import ASSUMED_TFLOPS, GBIT, plan_run, stated_topology
 
+SPREAD = {
+    "ddp": "whole on every rank",
+    "zero1": "optimizer spread over all ranks",
+    "zero2": "gradients and optimizer spread over all ranks",
+}
 COUNTS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 FLOPS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -90,7 +95,7 @@ def resume_state(config: RunConfig) -> str:
 def main(name: str, config: RunConfig) -> int:
     vocab_size = vocabulary(config)
     memory = memory_per_rank(config, vocab_size)
-    spread = "whole on every rank" if config.sharding.kind == "ddp" else "spread over dp_shard x cp"
+    spread = SPREAD.get(config.sharding.kind, "spread over dp_shard x cp")
     print(f"model    {describe_model(config, vocab_size)}")
     print(f"mesh     {describe_mesh(config)}")
     print(

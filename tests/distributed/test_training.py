@@ -50,8 +50,6 @@ FOUR_RANKS: dict[str, dict[str, Any]] = {
     },
     "ulysses, allgather back": {"sequence__strategy": "ulysses", "sequence__backward": "allgather"},
     "replicate 2 x shard 2": {"sharding__kind": "hsdp", "trainer__micro_batch": 1},
-    "hsdp of rings": {"sharding__kind": "hsdp", **PAIRS},
-    "zero2 of rings": {"sharding__kind": "zero2", **PAIRS},
 }
 
 

@@ -27,6 +27,16 @@ def test_flops_are_six_a_matrix_parameter_plus_attention() -> None:
     assert total == 6 * parameter_count(model, 100) + attention
 
 
+def test_zero_spreads_moments_then_gradients_then_parameters() -> None:
+    config = RunConfig()
+    config.cluster.ranks = 4
+    parameters, found = parameter_count(config.model, 1000), []
+    for kind in ("zero1", "zero2", "zero3", "fsdp"):
+        config.sharding.kind = kind
+        found.append(memory_per_rank(config, 1000).state / parameters)
+    assert found == pytest.approx([8 + 3, 4 + 4, 5, 4], rel=1e-4)
+
+
 def test_fsdp_divides_the_state_and_not_the_activations() -> None:
     config = RunConfig()
     config.cluster.ranks, config.sequence.degree = 8, 2
