@@ -64,8 +64,8 @@ def check_sharding(sharding: ShardingConfig, gpus_per_rank: float, objective: st
     if offload == "all" and kind in FSDP and gpus_per_rank == 0:
         rule = "FSDP2 offloads from an accelerator; on CPU ranks everything is in CPU memory already"
         raise ConfigError("sharding.offload", offload, rule, "sharding.offload=none, or cluster.gpus_per_rank=1")
-    if kind in ZERO and objective == "routers":
-        rule = f"{kind} trains all parameters, and this objective trains the auxiliary routers alone"
+    if kind in ZERO and objective != "tokens":
+        rule = f"{kind} trains a language model's parameters, all of them"
         raise ConfigError("trainer.objective", objective, rule, "sharding=fsdp")
     if kind == "zero3" and experts:
         rule = "zero3 gathers a layer's parameters when the layer runs, which ranks must do alike; experts do not"
