@@ -25,17 +25,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = (part @ weight_VE.T).to(exact)
             kept = labels != IGNORE
             targets = labels.where(kept, 0)[:, None]
-            lse = logits.logsumexp(dim=-1, keepdim=True)
-            each_N[start : start + rows] = (lse - logits.gather(1, targets))[:, 0].where(kept, 0.0)
+            # In place and with one exponential: these passes over the logits cost as much as a product.
+            exponentials = logits.sub_(logits.amax(dim=-1, keepdim=True))
+            target = exponentials.gather(1, targets)
+            sums = exponentials.exp_().sum(dim=-1, keepdim=True)
+            each_N[start : start + rows] = (sums.log() - target)[:, 0].where(kept, 0.0)
             if grad_hidden is None and grad_weight is None:
                 continue
             # d loss / d logits = softmax - one_hot(label), zero where there is no label
-            grad = logits.sub_(lse).exp_()
-            grad.scatter_add_(1, targets, grad.new_full((), -1.0).expand(targets.shape))
-            grad = grad.masked_fill_(~kept[:, None], 0.0).to(hidden_NE.dtype)
+            scale = kept[:, None].to(exact)
+            grad = exponentials.mul_(scale / sums).scatter_add_(1, targets, -scale).to(hidden_NE.dtype)
             if grad_hidden is not None:
-                grad_hidden[start : start + rows] = grad @ weight_VE
-            if grad_weight is not None:
+                torch.mm(grad, weight_VE, out=grad_hidden[start : start + rows])
+            if grad_weight is not None and grad_weight.dtype == grad.dtype:
+                grad_weight.addmm_(grad.T, part)
+            elif grad_weight is not None:
                 grad_weight += grad.T @ part
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight_VE.dtype))
         ctx.mark_non_differentiable(each_N)

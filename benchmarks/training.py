@@ -1,0 +1,203 @@
+"""Our training step beside Hugging Face Trainer's, step by step in one process.
+
+    python -m benchmarks.training [--quick] [--json FILE]
+
+Both train the same Llama model (the weights of one are copied into the other) on the same windows in fp32 with the same
+number of threads, AdamW (fused) and clipping. Trainer runs its own loop; after each of its steps ours does one, so both
+see the same machine. A step is everything between two steps: batch, forward, backward, clipping, update, records.
+``--quick``: the smaller model alone, fewer steps.
+"""
+
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from benchmarks.table import Row, Times, arguments, median_ratio, report
+from conf.rules import mesh_sizes
+from conf.schema import RunConfig
+from data.stages import stage_folders
+from models.decoder import Decoder, ModelSpec
+from models.hf import save_hf
+from parallel.mesh import Mesh, build_mesh
+from tests.distributed.training_runs import documents, make_config, make_data
+from trainers.cancel import any_stopping
+from trainers.control import LocalControl
+from trainers.observer import Observer
+from trainers.optim import build_optimizer
+from trainers.pretrain import Corpus, open_corpus
+from trainers.runtime import process_group
+from trainers.step import to_local, train_step
+from trainers.throughput import Meter
+
+WARM_UP = 2  # steps that are not counted
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocab: int
+    context: int
+    batch: int
+    threads: int
+
+
+QUICK = [Case("4 x 256, vocabulary 4k", 256, 4, 8, 4, 4096, 256, 8, 1)]
+FULL = [*QUICK, Case("8 x 512, vocabulary 32k", 512, 8, 8, 4, 32_000, 512, 4, 2)]
+
+
+class Beside(TrainerCallback):
+    """Times Trainer's steps and does one of ours after each."""
+
+    def __init__(self, ours: Callable[[], float]) -> None:
+        self._ours, self._started = ours, (0.0, 0.0)
+        self.ours, self.peer = Times([], []), Times([], [])
+        self.losses: list[float] = []
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._started = _now()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self._add(self.peer)
+        self.losses.append(self._ours())
+        self._add(self.ours)
+
+    def _add(self, times: Times) -> None:
+        (wall, cpu), started = _now(), self._started
+        times.wall.append(wall - started[0])
+        times.cpu.append(cpu - started[1])
+        self._started = _now()
+
+
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def _config(case: Case, root: Path, steps: int) -> RunConfig:
+    config = make_config(root, "ours", trainer__steps=steps, trainer__batch=case.batch, trainer__micro_batch=0)
+    config.data.context, config.data.vocab_size, config.trainer.lr = case.context, case.vocab, 1e-3
+    model = config.model
+    model.dim, model.layers, model.heads, model.kv_heads = case.dim, case.layers, case.heads, case.kv_heads
+    config.trainer.warmup_steps, config.trainer.min_lr_fraction = 0, 1.0
+    config.cluster.threads_per_rank = case.threads
+    return config
+
+
+class Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """The windows of our loader in the order in which it gives them out."""
+
+    def __init__(self, loader: Any, batch: int, steps: int) -> None:
+        rows = [loader.batch(step, 0, 1).arrays()["tokens"] for step in range(steps)]
+        self._rows = [torch.from_numpy(row) for part in rows for row in part[:batch]]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self._rows[index], "labels": self._rows[index]}
+
+
+def _peer(model: Decoder, case: Case, config: RunConfig, windows: Windows, beside: Beside, root: Path) -> Trainer:
+    folder = save_hf(model, str(root / "hf"), stage_folders(config).tokenizer, "fp32")
+    same = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    same.config.use_cache = False
+    trainer = config.trainer
+    settings = TrainingArguments(
+        output_dir=str(root / "peer"),
+        per_device_train_batch_size=case.batch,
+        max_steps=trainer.steps,
+        learning_rate=trainer.lr,
+        lr_scheduler_type="constant",
+        adam_beta1=trainer.beta1,
+        adam_beta2=trainer.beta2,
+        weight_decay=trainer.weight_decay,
+        max_grad_norm=trainer.clip,
+        optim="adamw_torch_fused",
+        logging_steps=1,
+        log_level="error",
+        logging_strategy="steps",
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        train_sampling_strategy="sequential",
+    )
+    return Trainer(model=same, args=settings, train_dataset=windows, callbacks=[beside])
+
+
+def _measure(case: Case, steps: int, root: Path) -> list[Row]:
+    config = _config(case, root, steps + WARM_UP)
+    make_data(config, documents(case.batch * case.context * (steps + WARM_UP) // 50 + 400))
+    with process_group(config) as runtime, Observer(config, LocalControl(quiet=True), runtime) as observer:
+        mesh = build_mesh(mesh_sizes(config), "cpu")
+        corpus = open_corpus(config)
+        spec = ModelSpec.from_config(config.model, case.vocab, case.context)
+        model = Decoder(spec).initialise(config.seed)
+        observer.start("benchmark", 0)
+        optimizer = build_optimizer(model, config.trainer)
+        beside = Beside(_our_step(config, model, optimizer, mesh, corpus, Meter(config, spec, runtime), observer))
+        trainer = _peer(model, case, config, Windows(corpus.loader, case.batch, config.trainer.steps), beside, root)
+        trainer.train()
+    peer_losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert abs(beside.losses[0] - peer_losses[0]) < 0.02 * peer_losses[0], "both train the same model on the same text"
+    assert abs(beside.losses[-1] - peer_losses[-1]) < 0.05 * peer_losses[-1], "and learn alike"
+    name = f"{case.name}, {case.batch} x {case.context}, {case.threads} threads"
+    return [
+        _row(name, "tokens/s", beside.ours.wall, beside.peer.wall, case),
+        _row(name, "tokens per CPU second", beside.ours.cpu, beside.peer.cpu, case),
+    ]
+
+
+def _row(name: str, metric: str, ours: list[float], peer: list[float], case: Case) -> Row:
+    tokens, ours, peer = case.batch * case.context, ours[WARM_UP:], peer[WARM_UP:]
+    rates = [tokens / statistics.median(seconds) for seconds in (ours, peer)]
+    return Row(name, metric, *rates, f"Trainer of transformers {transformers.__version__}", median_ratio(ours, peer))
+
+
+def _our_step(
+    config: RunConfig, model: Decoder, optimizer: Any, mesh: Mesh, corpus: Corpus, meter: Meter, observer: Observer
+) -> Callable[[], float]:
+    """What the loop of ``trainers.pretrain`` does in a step; returns its loss."""
+    done = [0]
+    device = torch.device("cpu")
+
+    def step() -> float:
+        meter.start()
+        arrays = corpus.loader.batch(done[0], 0, 1).arrays()
+        meter.data_is_here()
+        batch = to_local(arrays, mesh, config.sequence.layout, device)
+        result = train_step(model, optimizer, batch, done[0], mesh, config)
+        values = meter.stop(config.trainer.batch * config.data.context)
+        done[0] += 1
+        observer.step(done[0], values | {"train/loss": result.loss, "optim/grad_norm": result.grad_norm})
+        any_stopping(False, device)
+        return result.loss
+
+    return step
+
+
+def main() -> None:
+    chosen = arguments("Our training step beside Hugging Face Trainer's.")
+    logging.disable(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    rows = []
+    for case in QUICK if chosen.quick else FULL:
+        with tempfile.TemporaryDirectory() as folder:
+            rows += _measure(case, 6 if chosen.quick else 12, Path(folder))
+    report(rows, chosen.json, "Whole training steps, fp32, one process; ratios are medians over pairs of steps")
+
+
+if __name__ == "__main__":
+    main()
