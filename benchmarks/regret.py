@@ -1,18 +1,22 @@
 """How good the planner's choice is: measured on shaped links against every strategy, and its predictions with it.
 
-    python -m benchmarks.regret [--quick] [--json FILE] [--rounds N]
+    python -m benchmarks.regret [--quick] [--json FILE] [--rounds N] [--seconds N]
 
 On each network (:mod:`benchmarks.netns`, needs root) the planner's own probe measures links and a block; then every
 strategy runs, forward and backward, on every problem. Printed for each cell: the choice, what it took beside the best,
 what was predicted. At the end: regret, the gain over the best single strategy used everywhere, and the error of the
-predictions. The full run has 72 cells: three topologies, 4 and 8 ranks, links slow and fast beside the cores, groups
-of 1, 4 and 8 query heads to a key head, queries as many as keys or an eighth.
+predictions. The full run has 72 cells: three topologies; links slow and fast beside the cores; groups of 1, 4 and 8
+query heads to a key head and queries as many as keys, a quarter or a sixteenth on 4 ranks; three such problems on 8.
+
+With ``--json`` a run goes on where an earlier one with the same file ended, network by network; with ``--seconds`` it
+begins no network after that time.
 """
 
 import argparse
 import json
 import math
 import statistics
+import time
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -24,23 +28,25 @@ import torch.distributed as dist
 from benchmarks import netns, peers
 from benchmarks.links import Cell, ours
 from benchmarks.table import alternate
+from data.files import write_atomic
 from fused.mask import FULL
 from parallel.attention import attend
 from parallel.plan.choose import Plan, plan
-from parallel.plan.probe import measure_block, measure_links
-from parallel.plan.replay import Machine
+from parallel.plan.probe import measure_blocks, measure_links
+from parallel.plan.replay import Machines
 from parallel.plan.topology import Topology
 from parallel.strategies import find_strategy
 from tests.helpers.dist import run_distributed
 
 SLOW, FAST = 20.0, 1000.0  # Mbit/s: below and above what two cores compute and copy at
-KEYS = 1024
+KEYS = 512
 
 
 @dataclass(frozen=True)
 class Found:
     """One direction of one cell."""
 
+    network: str
     cell: str
     mbit: float
     direction: str
@@ -56,16 +62,20 @@ class Found:
 
 def problems(topology: str, ranks: int) -> list[Cell]:
     """Grouping by share of queries."""
-    found: list[Cell] = []
-    for group, queries in product((1, 4, 8), (KEYS, KEYS // 8)):
-        found.append(Cell(topology, ranks, queries, KEYS, heads=8, kv_heads=8 // group, head_dim=32))
-    return found
+    some = product((1, 4, 8), (1, 4, 16)) if ranks <= 4 else ((1, 1), (4, 1), (4, 8))
+    return [
+        Cell(topology, ranks, KEYS // share, KEYS, heads=8, kv_heads=8 // group, head_dim=32) for group, share in some
+    ]
 
 
 def networks(quick: bool) -> list[tuple[str, int, float]]:
     if quick:
         return [("ring", 4, SLOW)]
     return list(product(netns.TOPOLOGIES, (4, 8), (SLOW, FAST)))
+
+
+def network_name(topology: str, ranks: int, mbit: float) -> str:
+    return f"{topology} {ranks} {mbit:g}"
 
 
 def _calls(cell: Cell, rank: int) -> dict[str, peers.Variant]:
@@ -88,17 +98,19 @@ def _calls(cell: Cell, rank: int) -> dict[str, peers.Variant]:
 Measured = dict[str, dict[str, list[float]]]  # seconds of the rounds by direction and strategy
 
 
-def _rank(rank: int, world_size: int, cells: list[Cell], rounds: int) -> tuple[Topology, list[Machine], list[Measured]]:
+def _rank(
+    rank: int, world_size: int, cells: list[Cell], rounds: int
+) -> tuple[Topology, list[Machines], list[Measured]]:
     """The links, and for each cell the speed of a block and the times of all strategies."""
     group, device = dist.group.WORLD, torch.device("cpu")
     assert group is not None
     kind: Any = cells[0].topology
     links = measure_links(group, device, kind)
-    machines: list[Machine] = []
+    machines: list[Machines] = []
     measured: list[Measured] = []
     for cell in cells:
         sizes = (cell.heads, cell.kv_heads, cell.head_dim)
-        machines.append(measure_block(cell.keys // cell.ranks, sizes, torch.float32, device, group))
+        machines.append(measure_blocks(cell.keys // cell.ranks, sizes, torch.float32, device, group))
         variants = _calls(cell, rank)
         measured.append({})
         for direction in cell.directions:
@@ -116,13 +128,23 @@ def _judge(cell: Cell, mbit: float, chosen: Plan, by_rank: list[Measured]) -> li
         seconds = {name: statistics.median(rounds) for name, rounds in slowest.items()}
         predicted = {c.strategy: c.prediction.seconds for c in chosen.of(direction) if c.prediction is not None}
         best = min(seconds, key=lambda name: seconds[name])
-        found.append(Found(str(cell), mbit, direction, getattr(chosen, direction), best, seconds, predicted))
+        found.append(
+            Found(
+                network_name(cell.topology, cell.ranks, mbit),
+                str(cell),
+                mbit,
+                direction,
+                getattr(chosen, direction),
+                best,
+                seconds,
+                predicted,
+            )
+        )
     return found
 
 
-def measure(topology: str, ranks: int, mbit: float, rounds: int) -> list[Found]:
-    """All problems on one network."""
-    cells = problems(topology, ranks)
+def measure(topology: str, ranks: int, mbit: float, rounds: int, cells: list[Cell]) -> list[Found]:
+    """Some problems on one network."""
     with netns.Network(topology, ranks, mbit) as network:
         by_rank = run_distributed(_rank, ranks, cells, rounds, timeout=3600, prepare=network.seat)
     links, machines, _ = by_rank[0]
@@ -165,30 +187,42 @@ def summarise(found: list[Found]) -> str:
     )
 
 
-def check_model(rounds: int = 3) -> None:
+def check_model(rounds: int = 2) -> None:
     """Predictions beside measurements between 2, 4 and 8 ranks, for :mod:`benchmarks.simulate`."""
+    everything: list[Found] = []
+    print(f"shaped links of {SLOW:g} Mbit/s, seconds measured / predicted")
     for topology, ranks in product(netns.TOPOLOGIES, (2, 4, 8)):
-        found = measure(topology, ranks, SLOW, rounds)
-        show([one for one in found if one.cell == str(problems(topology, ranks)[0])])
-        print(summarise(found), flush=True)
+        found = measure(topology, ranks, SLOW, rounds, problems(topology, ranks)[:1])
+        everything += found
+        for one in found:
+            pairs = (f"{n} {one.measured[n]:.2f} / {p:.2f}" for n, p in one.predicted.items())
+            print(f"{topology}, {ranks} ranks, {one.direction}: {'; '.join(pairs)}", flush=True)
+    print(summarise(everything), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Regret and prediction error of the planner on shaped links")
     parser.add_argument("--quick", action="store_true", help="one network")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all times to FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep all times in FILE, and go on from what it has")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each strategy")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no network after this time")
     options = parser.parse_args()
     if reason := netns.available():
         parser.exit(3, f"shaped links cannot be made here: {reason}\n")
     found: list[Found] = []
+    if options.json is not None and options.json.exists():
+        found = [Found(**one) for one in json.loads(options.json.read_text())]
+    show(found)
+    known, started = {one.network for one in found}, time.monotonic()
     for topology, ranks, mbit in networks(options.quick):
-        some = measure(topology, ranks, mbit, options.rounds)
+        if network_name(topology, ranks, mbit) in known or time.monotonic() - started > options.seconds:
+            continue
+        some = measure(topology, ranks, mbit, options.rounds, problems(topology, ranks))
         show(some)
         found += some
+        if options.json is not None:
+            write_atomic(options.json, json.dumps([asdict(one) for one in found], indent=1) + "\n")
     print(summarise(found))
-    if options.json is not None:
-        options.json.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 from conf.estimate import flops_per_token, memory_per_rank, parameter_count, ring_traffic, vocabulary
 from conf.rules import mesh_sizes, micro_batch
 from conf.schema import RunConfig
-from parallel.plan.choose import explain
+from parallel.plan.choose import DIRECTIONS, explain
 from parallel.plan.replay import Machine
 from parallel.plan.run import ASSUMED_TFLOPS, GBIT, plan_run, stated_topology
 
@@ -67,7 +67,7 @@ def describe_candidates(config: RunConfig) -> str:
     """Return what the planner says of every strategy on the links that the config states or leaves open."""
     sequence, topology = config.sequence, stated_topology(config)
     machine = Machine((sequence.rank_tflops or ASSUMED_TFLOPS) * 1e12)
-    found = plan_run(config, topology, machine)
+    found = plan_run(config, topology, dict.fromkeys(DIRECTIONS, machine))
     stated = "stated" if sequence.link_gbit and sequence.rank_tflops else "assumed where the config states nothing"
     links = (
         f"{topology.kind}, {topology.speed.bandwidth / GBIT:g} Gbit/s each way, {machine.flops / 1e12:g} TFLOP/s a rank"

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from conf.schema import RunConfig
 from data.files import write_atomic
 from parallel.mesh import Mesh
-from parallel.plan.choose import Plan, explain
-from parallel.plan.probe import measure_block, measure_links
-from parallel.plan.replay import Machine
+from parallel.plan.choose import DIRECTIONS, Plan, explain
+from parallel.plan.probe import measure_blocks, measure_links
+from parallel.plan.replay import Machine, Machines
 from parallel.plan.run import GBIT, plan_run, stated_topology
 from parallel.plan.topology import TOPOLOGIES, Kind, Topology
 
@@ -28,17 +28,17 @@ def _links(config: RunConfig, mesh: Mesh, device: torch.device) -> Topology:
     return measure_links(mesh.cp_group, device, kind)
 
 
-def _machine(config: RunConfig, mesh: Mesh, device: torch.device) -> Machine:
+def _machines(config: RunConfig, mesh: Mesh, device: torch.device) -> Machines:
     if config.sequence.rank_tflops > 0:
-        return Machine(config.sequence.rank_tflops * 1e12)
+        return dict.fromkeys(DIRECTIONS, Machine(config.sequence.rank_tflops * 1e12))
     model = config.model
     head_dim = model.head_dim or model.dim // model.heads
     dtype = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
     tokens = min(PROBE_TOKENS, config.data.context // mesh.cp_size)
-    return measure_block(tokens, (model.heads, model.kv_heads, head_dim), dtype, device, mesh.cp_group)
+    return measure_blocks(tokens, (model.heads, model.kv_heads, head_dim), dtype, device, mesh.cp_group)
 
 
-def _facts(topology: Topology, machine: Machine) -> dict[str, Any]:
+def _facts(topology: Topology, machines: Machines) -> dict[str, Any]:
     fabric = topology.fabric
     return {
         "topology": topology.kind,
@@ -47,8 +47,9 @@ def _facts(topology: Topology, machine: Machine) -> dict[str, Any]:
         "link_gbit": topology.speed.bandwidth / GBIT,
         "link_latency_ms": 1e3 * topology.speed.latency,
         "fabric_gbit": fabric.bandwidth / GBIT if fabric else 0.0,
-        "rank_gflops": machine.flops / 1e9,
-        "block_ms": 1e3 * machine.block,
+        "rank_gflops": machines["forward"].flops / 1e9,
+        "rank_gflops_backward": machines["backward"].flops / 1e9,
+        "block_ms": 1e3 * machines["forward"].block,
     }
 
 
@@ -62,18 +63,18 @@ def resolve_sequence(config: RunConfig, mesh: Mesh, device: torch.device) -> tup
         return config, ""
     if mesh.cp_size == 1:
         return replace(config, sequence=replace(config.sequence, strategy="local")), ""
-    topology, machine = _links(config, mesh, device), _machine(config, mesh, device)
+    topology, machines = _links(config, mesh, device), _machines(config, mesh, device)
     found: list[Any] = [None, None, None]
     if dist.get_rank() == 0:
-        plan = plan_run(config, topology, machine)
-        found = [plan.forward, plan.backward, _record(config, plan, topology, machine)]
+        plan = plan_run(config, topology, machines)
+        found = [plan.forward, plan.backward, _record(config, plan, topology, machines)]
     dist.broadcast_object_list(found, 0)
     forward, backward, text = found
     return replace(config, sequence=replace(config.sequence, strategy=forward, backward=backward)), text
 
 
-def _record(config: RunConfig, plan: Plan, topology: Topology, machine: Machine) -> str:
-    facts = _facts(topology, machine)
+def _record(config: RunConfig, plan: Plan, topology: Topology, machines: Machines) -> str:
+    facts = _facts(topology, machines)
     candidates = [asdict(candidate) for candidate in plan.candidates]
     chosen = {"forward": plan.forward, "backward": plan.backward}
     record = {"chosen": chosen, "measured": facts, "candidates": candidates}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from conf.errors import ConfigError
 from parallel.plan.cost import Prediction, predict, weigh
-from parallel.plan.replay import Machine
+from parallel.plan.replay import Machine, Machines
 from parallel.plan.topology import Topology
 from parallel.ring.problem import Problem
 from parallel.ring.schedule import Direction, Strategy
@@ -74,7 +74,7 @@ def plan(
     problem: Problem,
     widths: Widths,
     topology: Topology,
-    machine: Machine,
+    machines: Machines,
     memory: float = float("inf"),
     unit: float = 1.0,
 ) -> Plan:
@@ -89,7 +89,9 @@ def plan(
     chosen: dict[Direction, str] = {}
     ordered: list[Candidate] = []
     for direction in DIRECTIONS:
-        found = [_candidate(s, direction, problem, widths, topology, machine, memory, unit) for s in everything]
+        found = [
+            _candidate(s, direction, problem, widths, topology, machines[direction], memory, unit) for s in everything
+        ]
         possible = [(c, c.prediction) for c in found if c.prediction is not None]
         if not possible:
             reasons = "; ".join(f"{c.strategy}: {c.reason}" for c in found)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fused.block import block_backward, block_forward
 from fused.mask import FULL, BlockMask
-from parallel.plan.replay import Machine
+from parallel.plan.replay import Machine, Machines
 from parallel.plan.topology import Kind, Speed, Topology
 from parallel.ring.channel import GroupChannel
 
@@ -149,14 +149,9 @@ def _block_seconds(tokens: int, like: tuple[Tensor, Tensor], backward: bool, gro
     return _timed(run, group, q.device)
 
 
-def measure_block(
-    tokens: int,
-    sizes: tuple[int, int, int],
-    dtype: torch.dtype,
-    device: torch.device,
-    group: dist.ProcessGroup,
-    backward: bool = False,
-) -> Machine:
+def measure_blocks(
+    tokens: int, sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device, group: dist.ProcessGroup
+) -> Machines:
     """Speed of block attention on ``tokens`` queries and keys, all ranks at work at once. Collective.
 
     ``sizes``: heads, key heads, head_dim.
@@ -164,9 +159,13 @@ def measure_block(
     heads, kv_heads, head_dim = sizes
     q, k = (torch.randn(1, tokens, h, head_dim, dtype=dtype, device=device) for h in (heads, kv_heads))
     small = max(1, tokens // 8)
-    many, few = (_block_seconds(n, (q, k), backward, group) for n in (tokens, small))
-    flops = (10 if backward else 4) * heads * head_dim
-    if many - few < 0.5 * many:  # the block is too small to tell its work from its call
-        return Machine(flops * tokens**2 / many)
-    rate = flops * (tokens**2 - small**2) / (many - few)
-    return Machine(rate, max(0.0, few - flops * small**2 / rate))
+
+    def machine(products: int, backward: bool) -> Machine:
+        many, few = (_block_seconds(n, (q, k), backward, group) for n in (tokens, small))
+        flops = 2 * products * heads * head_dim
+        if many - few < 0.5 * many:  # the block is too small to tell its work from its call
+            return Machine(flops * tokens**2 / many)
+        rate = flops * (tokens**2 - small**2) / (many - few)
+        return Machine(rate, max(0.0, few - flops * small**2 / rate))
+
+    return {"forward": machine(2, False), "backward": machine(5, True)}

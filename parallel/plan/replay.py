@@ -7,12 +7,14 @@ bandwidth, so each takes as long as the fullest link on its way needs for all of
 have posted it and its links have carried what earlier exchanges gave them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from parallel.plan.program import COMPUTED, MERGED, SENT, Program
 from parallel.plan.topology import Floats, Ints, Topology
+from parallel.ring.schedule import Direction
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,9 @@ class Machine:
 
     flops: float  # FLOP/s of block attention
     block: float = 0.0  # seconds of a block's call besides
+
+
+Machines = Mapping[Direction, Machine]  # a backward block has other products than a forward one, and another rate
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from conf.schema import RunConfig
 from fused.mask import CAUSAL
 from parallel.layout import named_layout
 from parallel.plan.choose import Plan, plan
-from parallel.plan.replay import Machine
+from parallel.plan.replay import Machines
 from parallel.plan.topology import Speed, Topology
 from parallel.ring.problem import Problem
 from parallel.ring.scene import plain_scene
@@ -54,8 +54,8 @@ def stated_topology(config: RunConfig) -> Topology:
     return kinds.get(sequence.topology, Topology("port", ranks, speed))
 
 
-def plan_run(config: RunConfig, topology: Topology, machine: Machine) -> Plan:
+def plan_run(config: RunConfig, topology: Topology, machines: Machines) -> Plan:
     """All strategies for one layer and micro batch of this run on these links."""
     problem, unit = problem_of(config)
     found = [find_strategy(name) for name in names(topology.size, config.model.kv_heads)]
-    return plan(found, problem, widths_of(config), topology, machine, unit=unit)
+    return plan(found, problem, widths_of(config), topology, machines, unit=unit)

@@ -6,7 +6,7 @@ import pytest
 from conf.errors import ConfigError
 from fused.mask import CAUSAL, FULL
 from parallel.layout import named_layout
-from parallel.plan.choose import explain, plan
+from parallel.plan.choose import DIRECTIONS, explain, plan
 from parallel.plan.cost import predict, weigh
 from parallel.plan.program import Program
 from parallel.plan.replay import Machine, link_loads, replay
@@ -151,7 +151,9 @@ def test_units_scale_bytes_once_and_work_twice():
 def compared(kv_heads: int, kind: str = "port", memory: float = float("inf"), flops: float = 1e18):
     strategies = [find_strategy(name) for name in ("local", "ring", "token_ring", "bidirectional_ring", "tile:2")]
     topology = Topology(kind, 4, Speed(1e6))  # pyright: ignore[reportArgumentType]
-    return plan(strategies, problem(4, kv_heads=kv_heads), WIDTHS, topology, Machine(flops), memory)
+    return plan(
+        strategies, problem(4, kv_heads=kv_heads), WIDTHS, topology, dict.fromkeys(DIRECTIONS, Machine(flops)), memory
+    )
 
 
 def test_the_planner_follows_the_bytes():
