@@ -85,3 +85,14 @@ def test_both_ends_wait_for_the_link(tmp_path, size):
     assert clock.now == pytest.approx(100 + size / 10)
     sender.finish_sends()
     assert clock.now == pytest.approx(100 + size / 10)
+
+
+def test_lots_leave_in_their_order(tmp_path):
+    clock = Clock()
+    sender = Pace(bucket(tmp_path / "b", clock), 0).channel(Instant())
+    for size in (10, 20):
+        sender.send([(1, torch.zeros(size, dtype=torch.uint8))])
+    sender.finish_sends(keep=1)
+    assert clock.now == pytest.approx(101)
+    sender.finish_sends()
+    assert clock.now == pytest.approx(103)
