@@ -82,9 +82,8 @@ class Trie(Successors):
         return [(token, rank, node) for rank, (token, node) in enumerate(best)]
 
     def forget(self, generation: Generation) -> None:
-        self._own.pop(generation, None)
         output = generation.tokens[generation.prompt_tokens :]
-        if len(output) <= MATCH:
+        if self._own.pop(generation, None) is None or len(output) <= MATCH:
             return
         trie, size = self._said.pop(generation.salt, (Node(), 0))
         if size + len(output) > TOKENS:
