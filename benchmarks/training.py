@@ -27,15 +27,14 @@ from conf.schema import RunConfig
 from data.stages import stage_folders
 from models.decoder import Decoder, ModelSpec
 from models.hf import save_hf
-from parallel.mesh import Mesh, build_mesh
+from parallel.mesh import build_mesh
 from tests.distributed.training_runs import documents, make_config, make_data
 from trainers.cancel import any_stopping
 from trainers.control import LocalControl
 from trainers.observer import Observer
 from trainers.optim import build_optimizer
-from trainers.pretrain import Corpus, open_corpus
+from trainers.pretrain import TokenTask, open_corpus
 from trainers.runtime import process_group
-from trainers.step import to_local, train_step
 from trainers.throughput import Meter
 
 WARM_UP = 2  # steps that are not counted
@@ -147,7 +146,8 @@ def _measure(case: Case, steps: int, root: Path) -> list[Row]:
         model = Decoder(spec).initialise(config.seed)
         observer.start("benchmark", 0)
         optimizer = build_optimizer(model, config.trainer)
-        beside = Beside(_our_step(config, model, optimizer, mesh, corpus, Meter(config, spec, runtime), observer))
+        task = TokenTask(config, runtime, model, optimizer, mesh, corpus, observer)
+        beside = Beside(_our_step(task, Meter(config, spec, runtime)))
         trainer = _peer(model, case, config, Windows(corpus.loader, case.batch, config.trainer.steps), beside, root)
         trainer.train()
     peer_losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -162,28 +162,26 @@ def _measure(case: Case, steps: int, root: Path) -> list[Row]:
 
 def _row(name: str, metric: str, ours: list[float], peer: list[float], case: Case) -> Row:
     tokens, ours, peer = case.batch * case.context, ours[WARM_UP:], peer[WARM_UP:]
-    rates = [tokens / statistics.median(seconds) for seconds in (ours, peer)]
-    return Row(name, metric, *rates, f"Trainer of transformers {transformers.__version__}", median_ratio(ours, peer))
+    mine, theirs = (tokens / statistics.median(seconds) for seconds in (ours, peer))
+    return Row(
+        name, metric, mine, theirs, f"Trainer of transformers {transformers.__version__}", median_ratio(ours, peer)
+    )
 
 
-def _our_step(
-    config: RunConfig, model: Decoder, optimizer: Any, mesh: Mesh, corpus: Corpus, meter: Meter, observer: Observer
-) -> Callable[[], float]:
-    """What the loop of ``trainers.pretrain`` does in a step; returns its loss."""
+def _our_step(task: TokenTask, meter: Meter) -> Callable[[], float]:
+    """What the loop of ``trainers.loop`` does in a step; returns its loss."""
     done = [0]
-    device = torch.device("cpu")
 
     def step() -> float:
         meter.start()
-        arrays = corpus.loader.batch(done[0], 0, 1).arrays()
+        batch = task.batch(done[0])
         meter.data_is_here()
-        batch = to_local(arrays, mesh, config.sequence.layout, device)
-        result = train_step(model, optimizer, batch, done[0], mesh, config)
-        values = meter.stop(config.trainer.batch * config.data.context)
+        values = task.step(batch, done[0])
         done[0] += 1
-        observer.step(done[0], values | {"train/loss": result.loss, "optim/grad_norm": result.grad_norm})
-        any_stopping(False, device)
-        return result.loss
+        values |= meter.stop(task.step_tokens, done[0] * task.step_tokens)
+        task.observer.step(done[0], values)
+        any_stopping(False, task.runtime.device)
+        return values["train/loss"]
 
     return step
 

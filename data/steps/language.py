@@ -21,7 +21,7 @@ MAX_CHARS = 20_000  # of a text: its language is clear by then
 
 def detect(text: str, *among: str) -> tuple[str, int]:
     """The language of a text by the built-in profiles (``among`` some), and its distance from the profile."""
-    return detect_fast(text[:MAX_CHARS], cutoff=2**31 - 1, **({"langs": list(among)} if among else {}))
+    return detect_fast(text[:MAX_CHARS], cutoff=2**31 - 1, langs=list(among) or None)
 
 
 @dataclass(frozen=True)
