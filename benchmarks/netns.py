@@ -80,12 +80,19 @@ class Namespace:
         self._batch("tc", [f"qdisc add dev {interface} root tbf rate {rate} {_QUEUE}"])
 
     def forward(self) -> None:
-        """Pass packets on, also those whose way back is another."""
+        """Pass packets on, also those whose way back is another; and let a connection that was idle, as one that waits
+        for a block's compute is, go on at the speed it had."""
+        settings = {
+            "ip_forward": "1",
+            "conf/all/rp_filter": "0",
+            "conf/default/rp_filter": "0",
+            "tcp_slow_start_after_idle": "0",
+        }
 
         def write() -> None:
             enter(self.path)
-            for name in ("ip_forward", "conf/all/rp_filter", "conf/default/rp_filter"):
-                Path("/proc/sys/net/ipv4", name).write_text("1" if name == "ip_forward" else "0")
+            for name, value in settings.items():
+                Path("/proc/sys/net/ipv4", name).write_text(value)
 
         writer = threading.Thread(target=write)
         writer.start()
