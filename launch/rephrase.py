@@ -16,7 +16,7 @@ from data.manifest import Manifest
 from data.rephrase.answers import Generator, answers, endpoint_generator
 from data.rephrase.judge import find_repeats, judge_answers, provenance
 from data.rephrase.mix import mix
-from data.rephrase.prepare import folder_of, prepare
+from data.rephrase.prepare import prepare
 from data.rephrase.report import ACCEPTED, rows_of, write_report
 from data.rephrase.styles import load_styles
 from launch.progress import format_seconds
@@ -32,7 +32,7 @@ def generator_of(config: RunConfig) -> tuple[Generator, str]:
     from inference.rephrase import engine_generator  # torch loads here, after mistakes in the config
 
     workers = config.cluster.workers or os.cpu_count() or 1
-    generator, folder = engine_generator(config, folder_of(config, "models"), workers)
+    generator, folder = engine_generator(config, workers)
     return generator, config.rephrase.tokenizer or str(folder)
 
 
