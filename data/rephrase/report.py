@@ -143,5 +143,5 @@ def _samples(samples: list[tuple[str, str, str, str]]) -> str:
     def short(text: str) -> str:
         return text if len(text) <= SAMPLE_CHARS else text[:SAMPLE_CHARS] + " ..."
 
-    rows = [(reason, style, short(source), short(text)) for reason, style, source, text in samples]
-    return page.table(rows, ("", "style", "source", "output"))
+    rows = [(f"{reason}, {style}", short(source), short(text)) for reason, style, source, text in samples]
+    return page.table(rows, ("", "source", "output"))
