@@ -21,7 +21,9 @@ from tests.helpers.dist import run_distributed
 from tests.unit.models.moe import TWO
 
 WINDOWS, CONTEXT, DIM = 2, 64, 32
-ROUTER_BOUND = 1e-7  # of router gradients, which are fp32 sums over ranks
+# Of router gradients, relative to the largest entry: fp32 sums over ranks of parts that are summed in fp64. The second
+# is for cases in which all else is equal bit by bit; parts summed in fp32 do not keep it.
+ROUTER_BOUND, ROUTER_BOUND_EXACT = 5e-7, 2**-22
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,12 @@ def layer_of(case: Case) -> ExpertLayer:
 
 
 def whole(case: Case, seqs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, modalities and the gradient of the output of ``seqs`` sequence groups, [windows, context, ...].
-
-    The gradient is that of a mean over tokens: vectors of length 1 over their number.
-    """
+    """Inputs, modalities and the gradient of the output of ``seqs`` sequence groups, [windows, context, ...]."""
     generator = torch.Generator().manual_seed(1)
     shape = (seqs * WINDOWS, CONTEXT)
     x, d_out = (torch.randn(*shape, DIM, generator=generator) for _ in range(2))
     runs = torch.rand(shape[0], CONTEXT // 4, generator=generator).repeat_interleave(4, 1)  # images lie together
-    return x, (runs >= case.text).long(), d_out / d_out.norm(dim=-1, keepdim=True) / d_out[..., 0].numel()
+    return x, (runs >= case.text).long(), d_out
 
 
 def gradients(layer: ExpertLayer, out: Tensor, x: Tensor, d_out: Tensor) -> dict[str, Tensor]:
@@ -193,9 +192,8 @@ def check(case: Case, rank: int, world_size: int, mine: dict[str, Any], exact: d
             else:
                 torch.testing.assert_close(mine[name], part, rtol=1e-5, atol=1e-5)
         elif name == "router.weight":
-            error = (mine[name] - gradient).abs().max().item()
-            assert error < ROUTER_BOUND, (where, name)
-            assert error < 5e-7 * gradient.abs().max().item(), (where, name)
+            error = ((mine[name] - gradient).abs().max() / gradient.abs().max()).item()
+            assert error < (ROUTER_BOUND_EXACT if exact_gradients(case) else ROUTER_BOUND), (where, name)
     calls = mine["calls"]
     assert calls["all_gather"] <= 1, where
     assert calls["all_to_all_single"] == (2 if case.ep > 1 else 0), where
