@@ -145,8 +145,9 @@ class TritonExperts(torch.autograd.Function):
                 hidden_launch(layer, part, hidden, gate_up).run()
                 product_launch(layer, part, hidden, part.down.mT, out).run()
         by_token = None if rows is None else rows_by_token(rows, len(x))
-        ctx.save_for_backward(x, rows, gates, gate_up, *(by_token or (None, None)))
-        ctx.parts, ctx.config = parts, config
+        kept = [side for part in parts for side in (part.gate_up, part.down, part.table, part.starts)]
+        ctx.save_for_backward(x, rows, gates, gate_up, *(by_token or (None, None)), *kept)
+        ctx.config = config
         if by_token is None:
             return out
         mixed = torch.empty_like(x)
@@ -155,14 +156,15 @@ class TritonExperts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x, rows, gates, gate_up, order, ends = ctx.saved_tensors
+        x, rows, gates, gate_up, order, ends, *kept = ctx.saved_tensors
+        parts = [Stack(*kept[first : first + 4]) for first in range(0, len(kept), 4)]
         layer, d_out = Layer(x.contiguous(), rows, gates, ctx.config), grads[0].contiguous()
         total, double = gate_up.shape
         d_gate_up, weighted = torch.empty_like(gate_up), gate_up.new_empty(total, double // 2)
         d_rows = x.new_empty(total, x.shape[1])
         shares = x.new_empty(total, triton.cdiv(double // 2, ctx.config.swiglu_n), dtype=torch.float32)
         d_flat = []
-        for part in ctx.parts:
+        for part in parts:
             if len(part.table):
                 hidden_backward_launch(layer, part, d_out, gate_up, d_gate_up, weighted, shares).run()
                 product_launch(layer, part, d_gate_up, part.gate_up, d_rows).run()
