@@ -29,7 +29,7 @@ from models.decoder import Decoder, ModelSpec
 from models.hf import save_hf
 from parallel.mesh import build_mesh
 from tests.distributed.training_runs import documents, make_config, make_data
-from trainers.cancel import any_stopping
+from trainers.cancel import agree
 from trainers.control import LocalControl
 from trainers.observer import Observer
 from trainers.optim import build_optimizer
@@ -180,7 +180,7 @@ def _our_step(task: TokenTask, meter: Meter) -> Callable[[], float]:
         done[0] += 1
         values |= meter.stop(task.step_tokens, done[0] * task.step_tokens)
         task.observer.step(done[0], values)
-        any_stopping(False, task.runtime.device)
+        agree(False, False, task.runtime.device)
         return values["train/loss"]
 
     return step

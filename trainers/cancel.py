@@ -4,8 +4,12 @@ import torch
 import torch.distributed as dist
 
 
-def any_stopping(stopping: bool, device: torch.device) -> bool:
-    """Return on every rank whether any rank was asked to stop. Collective over all ranks; called once a step."""
-    flag = torch.tensor([float(stopping)], device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag.item() > 0)
+def agree(stopping: bool, writing: bool, device: torch.device) -> tuple[bool, bool]:
+    """Return on every rank whether any rank was asked to stop, and whether any still writes a checkpoint.
+
+    Collective over all ranks; called once a step.
+    """
+    flags = torch.tensor([float(stopping), float(writing)], device=device)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    any_stopping, any_writing = (flags > 0).tolist()
+    return any_stopping, any_writing

@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
 
 from conf.errors import DataError, ResourceError
 from data.files import fsync_folder, write_atomic
@@ -102,8 +103,6 @@ class _Reader(FileSystemReader):
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The tensors of a training state by name; writing into them changes copies or views, see ``restore``."""
-    if isinstance(model, ZeroModel):
-        return _named(*model.gather())
     weights = get_model_state_dict(model)  # first: under FSDP2 this shards again what an evaluation left gathered
     options = StateDictOptions(flatten_optimizer_state_dict=True)
     return _named(weights, get_optimizer_state_dict(model, optimizer, options=options))
@@ -132,16 +131,23 @@ class Checkpoints:
     def rank(self) -> int:
         return dist.get_rank(self.group)
 
-    def save(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        state: dict[str, Any],
-        first: Callable[[], None] = lambda: None,
-    ) -> Path:
+    def snapshot(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Return copies in CPU memory of this rank's share of the tensors of a training state by name. Collective.
+
+        What every rank holds whole is shared out, largest first.
+        """
+        if isinstance(model, ZeroModel):
+            return _named(*model.gather())
+        named = _tensors(model, optimizer)
+        whole = sorted(name for name, value in named.items() if not isinstance(value, DTensor))
+        whole.sort(key=lambda name: -named[name].numel())
+        others = set(whole) - set(whole[self.rank :: dist.get_world_size(self.group)])
+        return {n: value.detach().to("cpu", copy=True) for n, value in named.items() if n not in others}
+
+    def save(self, tensors: dict[str, Tensor], state: dict[str, Any], first: Callable[[], None] = lambda: None) -> Path:
         """Write the checkpoint after ``state["step"]`` optimizer steps and drop those beyond ``keep``. Collective.
 
-        ``first`` makes durable what the checkpoint presumes.
+        ``tensors`` are all ranks' :meth:`snapshot`; ``first`` makes durable what the checkpoint presumes.
 
         Raises:
             ResourceError: a rank could not write (on all ranks); older checkpoints are untouched.
@@ -150,7 +156,7 @@ class Checkpoints:
         beside = final.with_name(final.name + TEMPORARY)
         self._together(first, final)
         self._together(lambda: self._prepare(beside), final)
-        self._together(lambda: self._write_tensors(model, optimizer, beside), final)
+        self._together(lambda: self._write_tensors(tensors, beside), final)
         own = self._together(lambda: digests(sorted(beside.glob(f"__{self.rank}_*.distcp"))), final)
         files = {name: entry for part in own for name, entry in part.items()}
         self._together(lambda: self._commit(beside, final, state, files), final)
@@ -162,9 +168,9 @@ class Checkpoints:
                 shutil.rmtree(beside)
             beside.mkdir(parents=True)
 
-    def _write_tensors(self, model: nn.Module, optimizer: torch.optim.Optimizer, beside: Path) -> None:
+    def _write_tensors(self, tensors: dict[str, Tensor], beside: Path) -> None:
         writer = FileSystemWriter(beside, single_file_per_rank=True, sync_files=True)
-        save(_tensors(model, optimizer), storage_writer=writer, process_group=self.group)
+        save(tensors, storage_writer=writer, process_group=self.group)
 
     def _commit(self, beside: Path, final: Path, state: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
         if self.rank != 0:

@@ -72,7 +72,7 @@ def run(config: RunConfig, control: Control) -> dict[str, Any]:
             "stream": {"seed": config.seed, "trainer.batch": config.trainer.batch, "images": len(pixels)},
         }
         checkpoints = Checkpoints(
-            checkpoints_folder(config.run_dir), config.trainer.keep_checkpoints, runtime.io_group, observer.log
+            checkpoints_folder(config.run_dir), config.trainer.keep_checkpoints, runtime.checkpoint_group, observer.log
         )
         restored = checkpoints.restore(model, optimizer, origin)
         state = TrainState.from_json(restored) if restored else TrainState()

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 
 class Journal:
-    """Append-only writer of a run's records; one process has it open.
+    """Append-only writer of a run's records; one process has it open. ``sync`` may run in another thread.
 
     Opening it for a run that continues after ``resume_step`` drops the lines of later steps (they are about to be
     made again) and a torn last line, in a new file that then takes the old one's place.
@@ -49,6 +50,7 @@ class Journal:
             with atomic_path(path) as beside:
                 beside.write_text("".join(_line(kept[step]) for step in sorted(kept)), encoding="utf-8")
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._lock = threading.Lock()
         self._unwritten = b""  # lines, or the rest of one, for which the disk had no room
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -60,8 +62,9 @@ class Journal:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        self._unwritten += _line({"step": step, "time": round(time.time(), 3), **finite}).encode()
-        with _full_disk_may_pass():
+        line = _line({"step": step, "time": round(time.time(), 3), **finite}).encode()
+        with self._lock, _full_disk_may_pass():
+            self._unwritten += line
             self._drain()
 
     def _drain(self) -> None:
@@ -74,7 +77,8 @@ class Journal:
         Raises:
             OSError: the disk has no room for it.
         """
-        self._drain()
+        with self._lock:
+            self._drain()
         os.fsync(self._file)
 
     def close(self) -> None:

@@ -7,18 +7,16 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from conf.errors import ResourceError
 from conf.schema import RunConfig
-from trainers.cancel import any_stopping
+from trainers.cancel import agree
 from trainers.checkpoint import Checkpoints
 from trainers.checkpoint_folder import step_folder
 from trainers.control import Control
 from trainers.observer import Observer
 from trainers.runtime import Runtime
+from trainers.saver import Saver
 from trainers.state import StateWriter, TrainState
 from trainers.throughput import Meter
-
-MAX_UNSAVED = 3  # checkpoints in a row that may fail before the run ends
 
 
 class Task(Protocol):
@@ -61,17 +59,32 @@ def train(config: RunConfig, control: Control, runtime: Runtime, parts: Parts, s
     Returns, on every rank, ``status`` ("done" or "stopped"), ``step`` (optimizer steps done), ``tokens``, ``loss``,
     ``eval_loss``, ``resumed_from`` (step) and ``checkpoint`` (path).
     """
-    trainer, task = config.trainer, parts.task
-    resumed_from = saved_at = state.step
-    stopped, unsaved = False, 0
-    cost: dict[str, float] = {}  # of the checkpoint before
+    resumed_from = state.step
+    with Saver(parts.checkpoints, parts.observer) as saver:
+        _steps(config, control, runtime, parts, state, saver)
+    newest = saver.newest or (step_folder(parts.checkpoints.folder, resumed_from) if resumed_from else None)
+    return {
+        "status": "done" if state.step >= config.trainer.steps else "stopped",
+        "step": state.step,
+        "tokens": state.tokens,
+        "loss": state.loss,
+        "eval_loss": state.eval_loss,
+        "resumed_from": resumed_from,
+        "checkpoint": str(newest or ""),
+    }
+
+
+def _steps(
+    config: RunConfig, control: Control, runtime: Runtime, parts: Parts, state: TrainState, saver: Saver
+) -> None:
+    trainer, task, stopped = config.trainer, parts.task, False
     while state.step < trainer.steps and not stopped:
         parts.meter.start()
         batch = task.batch(state.step)
         parts.meter.data_is_here()
         values = task.step(batch, state.step)
         state.advance(task.step_tokens, values["train/loss"])
-        values |= cost | parts.meter.stop(task.step_tokens, state.tokens) | {"train/tokens": state.tokens}
+        values |= saver.cost() | parts.meter.stop(task.step_tokens, state.tokens) | {"train/tokens": state.tokens}
         if due(state.step, trainer.eval_every, trainer.steps):
             started = time.perf_counter()
             values |= task.evaluate(state.step)
@@ -79,37 +92,16 @@ def train(config: RunConfig, control: Control, runtime: Runtime, parts: Parts, s
             values["time/eval_sec"] = time.perf_counter() - started
         parts.observer.step(state.step, values)
 
-        stopped = any_stopping(control.stopping(), runtime.device)
-        cost = {}
-        if stopped or due(state.step, trainer.checkpoint_every, trainer.steps):
-            try:
-                cost = _save(parts, state)
-                saved_at, unsaved = state.step, 0
-            except ResourceError as error:  # on all ranks alike; disks fill up and are emptied again
-                unsaved += 1
-                if stopped or state.step == trainer.steps or unsaved > MAX_UNSAVED:
-                    raise
-                parts.observer.log(f"WARNING: no checkpoint after step {state.step}, training goes on: {error.rule}")
-    return {
-        "status": "done" if state.step >= trainer.steps else "stopped",
-        "step": state.step,
-        "tokens": state.tokens,
-        "loss": state.loss,
-        "eval_loss": state.eval_loss,
-        "resumed_from": resumed_from,
-        "checkpoint": str(step_folder(parts.checkpoints.folder, saved_at)) if saved_at else "",
-    }
+        stopped, writing = agree(control.stopping(), saver.writing, runtime.device)
+        save = stopped or due(state.step, trainer.checkpoint_every, trainer.steps)
+        if save or not writing:
+            saver.finish()
+        if save:
+            saver.begin(parts.model, parts.optimizer, parts.writer.to_json(state))
+        if stopped or state.step == trainer.steps:
+            saver.finish(last=True)
 
 
 def due(step: int, every: int, last: int) -> bool:
     """Whether something that happens every ``every`` steps (0: never) and after the last one happens after ``step``."""
     return every > 0 and (step % every == 0 or step == last)
-
-
-def _save(parts: Parts, state: TrainState) -> dict[str, float]:
-    """Write a checkpoint after the records that lead to it, and return what it cost."""
-    started = time.perf_counter()
-    record = parts.writer.to_json(state)
-    path = parts.checkpoints.save(parts.model, parts.optimizer, record, first=parts.observer.before_checkpoint)
-    parts.observer.checkpoint(state.step, path)
-    return {"time/checkpoint_sec": time.perf_counter() - started}

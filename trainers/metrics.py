@@ -35,7 +35,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("time/step_sec", "s", MAX, MINIMIZE, "optimizer step: batch, forward, backward, update"),
     Metric("time/data_wait_sec", "s", MAX, MINIMIZE, "part of the step that waited for the loader"),
     Metric("time/eval_sec", "s", MAX, MINIMIZE, "evaluation after this step"),
-    Metric("time/checkpoint_sec", "s", MAX, MINIMIZE, "checkpoint before this step: write, sync, rename"),
+    Metric("time/checkpoint_sec", "s", MAX, MINIMIZE, "checkpoint done before this step: copy, write, sync, rename"),
+    Metric("time/checkpoint_stall_sec", "s", MAX, MINIMIZE, "time for which checkpoints held up training before it"),
     Metric("ring/exposed_comm_ms", "ms", MAX, MINIMIZE, "attention's waiting for messages in a recorded step"),
     Metric("memory/peak_gb", "GB", MAX, MINIMIZE, "peak so far: device memory on a GPU, resident memory on a CPU"),
     Metric(

@@ -83,7 +83,7 @@ def run(config: RunConfig, control: Control) -> dict[str, Any]:
 
         origin = identity(config, spec.to_dict(), corpus.tokenizer.digest, corpus.shards.fingerprint)
         folder = checkpoints_folder(config.run_dir)
-        checkpoints = Checkpoints(folder, config.trainer.keep_checkpoints, runtime.io_group, observer.log)
+        checkpoints = Checkpoints(folder, config.trainer.keep_checkpoints, runtime.checkpoint_group, observer.log)
         restored = checkpoints.restore(model, optimizer, origin)
         state = TrainState.from_json(restored) if restored else TrainState()
         if runtime.rank == 0:

@@ -18,12 +18,16 @@ FILE_TIMEOUT_FACTOR = 10  # file systems and trackers get this many times traine
 
 @dataclass(frozen=True)
 class Runtime:
-    """``io_group`` spans all ranks, runs on gloo and has a longer timeout: for waits on files, not on compute."""
+    """``io_group`` spans all ranks, runs on gloo and has a longer timeout: for waits on files, not on compute.
+
+    ``checkpoint_group`` is like it and for checkpoints alone: a thread uses it while training goes on.
+    """
 
     rank: int
     world_size: int
     device: torch.device
     io_group: dist.ProcessGroup
+    checkpoint_group: dist.ProcessGroup
 
 
 def _environment(config: RunConfig) -> tuple[int, int]:
@@ -65,12 +69,18 @@ def process_group(config: RunConfig) -> Iterator[Runtime]:
         store = HashStore() if world_size == 1 else None
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    io_group = dist.new_group(backend="gloo", timeout=FILE_TIMEOUT_FACTOR * timeout)
-    assert isinstance(io_group, dist.ProcessGroup), "every rank belongs to the group of all ranks"
+    groups = [_file_group(FILE_TIMEOUT_FACTOR * timeout) for _ in range(2)]
     try:
-        yield Runtime(dist.get_rank(), dist.get_world_size(), device, io_group)
+        yield Runtime(dist.get_rank(), dist.get_world_size(), device, *groups)
     finally:
         if own:
             dist.destroy_process_group()
         else:
-            dist.destroy_process_group(io_group)
+            for group in groups:
+                dist.destroy_process_group(group)
+
+
+def _file_group(timeout: timedelta) -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup), "every rank belongs to the group of all ranks"
+    return group

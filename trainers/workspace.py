@@ -14,7 +14,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Speed": ("throughput/tokens_per_sec", "throughput/mfu", "time/step_sec", "time/data_wait_sec"),
     "Ranks": ("memory/peak_gb", "system/memory_gb/", "system/cpu_percent/", "ring/exposed_comm_ms"),
     "Experts": ("moe/load_imbalance/", "moe/tokens_with_0/", "moe/causal_gap"),
-    "Checkpoints and evaluation": ("time/checkpoint_sec", "time/eval_sec", "eval/loss_by_position/"),
+    "Checkpoints": ("time/checkpoint_sec", "time/checkpoint_stall_sec"),
+    "Evaluation": ("time/eval_sec", "eval/loss_by_position/"),
 }
 MEDIA = ("pictures/timeline", "pictures/dropped", "pictures/loss_by_position")
 

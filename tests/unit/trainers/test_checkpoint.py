@@ -50,7 +50,8 @@ class Trainee:
         return losses
 
     def save(self, step: int) -> Path:
-        return self.checkpoints.save(self.model, self.optimizer, {"step": step, "identity": IDENTITY})
+        tensors = self.checkpoints.snapshot(self.model, self.optimizer)
+        return self.checkpoints.save(tensors, {"step": step, "identity": IDENTITY})
 
     def restore(self, identity: dict[str, Any] | None = None) -> dict[str, Any] | None:
         return self.checkpoints.restore(self.model, self.optimizer, identity or IDENTITY)

