@@ -6,7 +6,7 @@ A run is curate, order and pack over many small units, on a Ray cluster that out
 process that has a unit in hand, or the driver, gets SIGKILL; a dead driver is started again until the run is complete.
 Every complete run must equal an undisturbed one byte for byte (so no document is lost or there twice), then the next
 one begins in an empty folder. Counted are units that were begun more than once, and files that appeared between a
-driver's death and its successor.
+driver's death and its successor. With ``--folder`` a benchmark that is stopped goes on after the last complete run.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from cluster.pipeline import run_units
 from conf.schema import ClusterConfig, RunConfig
 from data.curate import curate
 from data.fence import OWNER
+from data.files import write_atomic
 from data.order import order
 from data.pack import pack
 from tests.helpers.stage_files import stage_files
@@ -44,7 +45,7 @@ PROCESSES = multiprocessing.get_context("forkserver")  # drivers that start at o
 PROCESSES.set_forkserver_preload([__name__])
 Stage = Callable[..., Any]
 STAGES: tuple[Stage, ...] = (curate, order, pack)
-RUN_TIMEOUT_SEC = 1800.0
+RUN_TIMEOUT_SEC = 4 * 3600.0  # on a busy machine too
 LONGEST_WAIT_SEC = 0.6  # between two kills
 DRIVER_SHARE = 0.05  # of the kills
 
@@ -74,7 +75,7 @@ class Tally:
 
 def make_corpus(folder: Path, documents: int) -> Path:
     """Text files, some of them equal."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for number in range(documents):
         same = number - (number % 9 == 1)  # every ninth repeats the one before
         (folder / f"{number:05d}.txt").write_text(text(f"topic {same % 37} and {same % 11}", same, 30))
@@ -188,15 +189,23 @@ def crash(
     address: str, folder: Path, kills: int, documents: int, seed: int = 0, stages: Sequence[Stage] = STAGES
 ) -> Tally:
     """Runs until ``kills`` processes have been killed; compares every run with an undisturbed one."""
-    corpus, chance, tally = make_corpus(folder / "corpus", documents), random.Random(seed), Tally(workers=2)
-    disturbed_run(address, folder / "undisturbed", corpus, 0, chance, tally, stages)
+    corpus, state, tally = folder / "corpus", folder / "tally.json", Tally(workers=2)
+    if state.exists():
+        tally = Tally(**json.loads(state.read_text()))
+    else:
+        make_corpus(corpus, documents)
+        disturbed_run(address, folder / "undisturbed", corpus, 0, random.Random(seed), tally, stages)
+        write_atomic(state, json.dumps(asdict(tally)))
     expected = stage_files(folder / "undisturbed")
     while tally.kills < kills:
         root = folder / f"run{tally.runs}"
-        disturbed_run(address, root, corpus, kills, chance, tally, stages)
+        shutil.rmtree(root, ignore_errors=True)  # of a benchmark that was stopped
+        root.with_suffix(".log").unlink(missing_ok=True)
+        disturbed_run(address, root, corpus, kills, random.Random(f"{seed}/{tally.runs}"), tally, stages)
         found = stage_files(root)
         tally.different += [name for name in {*found, *expected} if found.get(name) != expected.get(name)]
         shutil.rmtree(root)
+        write_atomic(state, json.dumps(asdict(tally)))
     return tally
 
 
@@ -206,10 +215,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--documents", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="of the runs, kept; without it a temporary one")
     options = parser.parse_args()
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, connect(ClusterConfig(object_store_mb=128)) as connection:
-        tally = crash(connection.address, Path(folder), options.kills, options.documents, options.seed)
+    with tempfile.TemporaryDirectory() as scratch, connect(ClusterConfig(object_store_mb=128)) as connection:
+        folder = options.folder or Path(scratch)
+        tally = crash(connection.address, folder, options.kills, options.documents, options.seed)
     killed = f"{tally.killed_workers} workers and {tally.killed_drivers} drivers killed"
     print(f"{killed} in {tally.runs - 1} runs; {tally.gave_up} drivers gave up on a unit that died four times")
     print(f"units begun again: {tally.redone} (at most {tally.allowed} allowed)")

@@ -14,3 +14,4 @@ def test_nothing_is_lost_when_workers_and_drivers_are_killed(ray_cluster: Connec
     tally = crash(ray_cluster.address, tmp_path, kills=3, documents=80, stages=(curate,))
     assert (tally.kills, tally.late, tally.different) == (3, [], [])
     assert tally.redone <= tally.allowed
+    assert crash(ray_cluster.address, tmp_path, kills=3, documents=80, stages=(curate,)) == tally  # read, not run again
