@@ -1,6 +1,6 @@
 """Rephrasing: slots kept busy at a server that takes 200 ms, beside Ray Data's HTTP stage; recall of the filters.
 
-    python -m benchmarks.rephrase [--requests 5120] [--slots 256] [--peer-requests 16]
+    python -m benchmarks.rephrase [--requests 12800] [--slots 256] [--peer-requests 16]
 
 The server runs in a process of its own and integrates over time how many requests it holds; the busy share is that,
 from the first request to the last answer, over the slots. The peer is Ray's own stage class, called without a cluster.
@@ -8,22 +8,24 @@ from the first request to the last answer, over the slots. The peer is Ray's own
 
 import argparse
 import asyncio
+import json
 import multiprocessing
+import re
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
-
-from aiohttp import web
+from tempfile import TemporaryDirectory
 
 from benchmarks.rephrase_labels import CLEAN, OWN, labelled
 from conf.rephrase import OutputFilterConfig
 from data.rephrase.endpoint import Limits, Request, answer_all
 from data.rephrase.filters import judge
+from data.rephrase.store import SHARDS, Store
 
 LATENCY_SEC = 0.2
+LENGTH = re.compile(rb"(?i)content-length: *(\d+)")
 
 
 class Held:
@@ -41,31 +43,47 @@ class Held:
         self.most, self.done = max(self.most, self.now), self.done + (by < 0)
 
 
+class DummyServer(asyncio.Protocol):
+    """HTTP/1.1 with kept connections and nothing else: the server must not be what limits the client."""
+
+    ANSWER = json.dumps({"choices": [{"message": {"content": "an answer"}, "finish_reason": "stop"}], "usage": {}})
+    RESPONSE = (
+        f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(ANSWER)}\r\n\r\n{ANSWER}"
+    ).encode()
+
+    def __init__(self, held: list[Held]) -> None:
+        self.held, self.read = held, b""
+        self.transport: asyncio.WriteTransport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.read += data
+        head, found, body = self.read.partition(b"\r\n\r\n")
+        length = LENGTH.search(head)
+        if not found or (length and len(body) < int(length[1])):
+            return
+        self.read = b""
+        self.held[0].change(1)
+        asyncio.get_running_loop().call_later(LATENCY_SEC, self.respond)
+
+    def respond(self) -> None:
+        self.held[0].change(-1)
+        self.transport.write(self.RESPONSE)
+
+
 def serve(pipe: Connection) -> None:
     """A server that answers after LATENCY_SEC; each message on the pipe is answered with what it held since then."""
 
     async def run() -> None:
         held = [Held()]
-        body = web.json_response(
-            {"choices": [{"message": {"content": "an answer"}, "finish_reason": "stop"}], "usage": {}}
-        ).body
-
-        async def complete(request: web.Request) -> web.Response:
-            held[0].change(1)
-            await request.read()
-            await asyncio.sleep(LATENCY_SEC)
-            held[0].change(-1)
-            return web.Response(body=body, content_type="application/json")
-
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", complete)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
-        pipe.send(runner.addresses[0][1])
+        server = await asyncio.get_running_loop().create_server(lambda: DummyServer(held), "127.0.0.1", 0, backlog=1024)
+        pipe.send((server.sockets[0].getsockname()[1], time.process_time()))
         while await asyncio.to_thread(pipe.recv):
             found, held[0] = held[0], Held()
-            pipe.send(vars(found))
+            pipe.send({**vars(found), "cpu": time.process_time()})
 
     asyncio.run(run())
 
@@ -78,15 +96,17 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def requests(count: int) -> Iterator[Request]:
     for index in range(count):
-        yield Request(f"{index:08x}", {"model": "m", "messages": [{"role": "user", "content": "text " * 200}]})
+        yield Request(
+            f"{index % SHARDS:x}{index:07x}", {"model": "m", "messages": [{"role": "user", "content": "text " * 200}]}
+        )
 
 
 def ours(url: str, count: int, slots: int) -> str:
-    """The client of data/rephrase/endpoint.py; nothing is lost or sent twice, or the error says so."""
-    found: dict[str, Any] = {}
-    tally = answer_all(requests(count), Limits(url, slots, 0, 0.0, 60.0), found.__setitem__)
-    right = (len(found), tally.sent) == (count, count)
-    return "" if right else f"{len(found)} answers, {tally.sent} sent, of {count}"
+    """The client with its store of answers; nothing is lost or sent twice, or the error says so."""
+    with TemporaryDirectory() as folder, Store(folder, range(SHARDS)) as store:
+        tally = answer_all(requests(count), Limits(url, slots, 0, 0.0, 60.0), store.put)
+        kept = len(store.get(request.id for request in requests(count)))
+    return "" if (kept, tally.sent) == (count, count) else f"{kept} answers, {tally.sent} sent, of {count}"
 
 
 def peer(url: str, count: int) -> str:
@@ -111,7 +131,8 @@ def measure_slots(count: int, slots: int, peer_count: int) -> None:
     near, far = multiprocessing.get_context("spawn").Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(far,), daemon=True)
     server.start()
-    url, rows = f"http://127.0.0.1:{near.recv()}/v1", []
+    port, server_cpu = near.recv()
+    url, rows = f"http://127.0.0.1:{port}/v1", []
     runs: dict[str, Callable[[], str]] = {
         "this client": lambda: ours(url, count, slots),
         "Ray Data's HTTP stage": lambda: peer(url, peer_count),
@@ -124,14 +145,16 @@ def measure_slots(count: int, slots: int, peer_count: int) -> None:
         held = near.recv()
         span = held["last"] - held["first"]
         if problem:
-            rows.append((name, problem, "", "", "", ""))
+            rows.append((name, problem, "", "", "", "", ""))
             continue
         busy = held["seconds"] / (span * slots)
-        rate, costs = f"{held['done'] / seconds:,.0f}", f"{1000 * cpu / held['done']:.2f}"
-        rows.append((name, f"{held['done']:,}", f"{busy:.1%}", f"{held['most']}", rate, costs))
+        costs = (f"{1000 * spent / held['done']:.2f}" for spent in (cpu, held["cpu"] - server_cpu))
+        server_cpu = held["cpu"]
+        rate = f"{held['done'] / seconds:,.0f}"
+        rows.append((name, f"{held['done']:,}", f"{busy:.1%}", f"{held['most']}", rate, *costs))
     near.send(False)
     server.join(10)
-    head = ("", "requests", f"busy share of {slots}", "most at once", "requests/s", "client CPU ms/request")
+    head = ("", "requests", f"busy share of {slots}", "most at once", "requests/s", "CPU ms/request", "of the server")
     print_table(head, rows)
 
 
@@ -155,7 +178,7 @@ def measure_filters(seed: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=5120)
+    parser.add_argument("--requests", type=int, default=12_800)
     parser.add_argument("--slots", type=int, default=256)
     parser.add_argument("--peer-requests", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)

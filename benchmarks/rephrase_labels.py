@@ -1,7 +1,7 @@
 """Labelled outputs for the filters of data/rephrase: good ones by hand, failures planted in them, a small model's own.
 
 ``rephrase_data/clean_a.yaml`` was at hand when patterns and thresholds were chosen, ``clean_b.yaml`` was not. Answers
-of SmolLM2-135M-Instruct to the same sources are in ``real.jsonl``, each labelled by a reader.
+of SmolLM2-135M-Instruct to the same sources are in ``real.jsonl``, each labelled by a reader before any filter saw it.
 """
 
 # ruff: noqa: SIM905 - a list of words is read as words
@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from conf.rephrase import STYLES
+from conf.rephrase import SMALL_STYLES, STYLES
 from data.rephrase.clean import clean
 from data.rephrase.filters import Output
 from data.rephrase.prepare import counter
@@ -315,14 +315,15 @@ def model_answers(styles: dict[str, Style]) -> Iterator[Labelled]:
     path = DATA / "real.jsonl"
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else ()):
         row = json.loads(line)
-        source = _read("clean_a.yaml")[row["of"]]["source"]
+        file = row.get("source", "clean_a")
+        source = _read(f"{file}.yaml")[row["of"]]["source"]
         output = make_output(source, row["raw"], styles[row["style"]], row["finish"])
-        yield Labelled(row["label"], "model", output, number % 2 == 1)
+        yield Labelled(row["label"], "model", output, file == "clean_b" or number % 2 == 1)
 
 
 def labelled(seed: int = 0, rounds: int = 2) -> list[Labelled]:
     """All of them; another seed plants otherwise."""
-    draw, written, styles = random.Random(seed), pairs(), load_styles(list(STYLES), [])
+    draw, written, styles = random.Random(seed), pairs(), load_styles([*STYLES, *SMALL_STYLES], [])
     good = [(pair, "hand") for pair in written] + [(pair, "joined") for pair in joined(draw, written, 200)]
     found = [
         Labelled(CLEAN, origin, make_output(p.source, wrapped(draw, p.text, p.style), p.style), p.held_out)

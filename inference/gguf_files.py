@@ -1,8 +1,10 @@
 """GGUF files as model folders: ``transformers`` reads weights (restored to fp32), tokenizer and template, once."""
 
+import io
 import os
 import shutil
 import uuid
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +71,9 @@ def read_with_transformers(folder: Path, gguf: str = "") -> tuple[Any, Any]:
     logging.disable_progress_bar()
     options: dict[str, Any] = {"local_files_only": True} | ({"gguf_file": gguf} if gguf else {})
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # its bar for GGUF has no switch
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
     except Exception as error:  # transformers raises many kinds for a folder that it cannot read
         rule = "a causal language model that the installed transformers can read"
         value = f"{type(error).__name__}: {error}"[:300]

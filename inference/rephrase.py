@@ -15,6 +15,7 @@ from conf.serving import EngineConfig
 from data.files import digest_json
 from data.preselect.ladder import model_digest
 from data.rephrase.answers import Asked, Generator, pending
+from data.rephrase.pulse import Pulse
 from data.rephrase.store import Answer, Store
 from data.stages import Unit, unit
 from inference.chat import ChatTemplate
@@ -69,7 +70,8 @@ def generate_unit(work: Unit) -> Unit:
     settings: dict[str, Any] = work["generator"]
     engine, chat = _engine(settings["model"], json.dumps(settings["engine"], sort_keys=True), settings["slots"])
     counts, start = Counter[str](answered=0, refused=0, sent=0, cached=0), time.process_time()
-    running: dict[str, tuple[Generation, float]] = {}
+    running: dict[str, tuple[Generation, float, Asked]] = {}
+    pulse = Pulse(work)
     with Store(work["store"], work["shards"]) as store:
         waiting = pending(work, store, counts)
         while True:
@@ -77,16 +79,19 @@ def generate_unit(work: Unit) -> Unit:
                 counts["sent"] += 1
                 begun = _begin(engine, chat, asked, work)
                 if isinstance(begun, Generation):
-                    running[asked.id] = begun, time.monotonic()
+                    running[asked.id] = begun, time.monotonic(), asked
                 else:
                     store.put(asked.id, begun)
                     counts["refused"] += 1
             if not running:
                 break
             engine.step()
-            for name in [name for name, (generation, _) in running.items() if generation.finished]:
-                store.put(name, _answer(*running.pop(name)))
+            for name in [name for name, (generation, *_) in running.items() if generation.finished]:
+                generation, began, asked = running.pop(name)
+                answer = _answer(generation, began)
+                store.put(name, answer)
                 counts["answered"] += 1
+                pulse.note(asked.text, asked.style, answer, counts["cached"])
     del counts["asked"]
     seconds = round(time.process_time() - start, 3)
     return {"tally": {**counts, "retried": {}, "given_up": {}, "seconds": seconds}, "files": {}}

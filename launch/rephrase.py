@@ -5,24 +5,28 @@ Each stage that is done is not repeated, a killed one goes on where it was, and 
 
 import copy
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from conf.errors import EXIT_DONE
 from conf.schema import RunConfig
 from data.manifest import Manifest
-from data.rephrase.answers import Generator, answers, endpoint_generator
+from data.rephrase.answers import GENERATE, Generator, answers, endpoint_generator
 from data.rephrase.judge import find_repeats, judge_answers, provenance
 from data.rephrase.mix import mix
-from data.rephrase.prepare import prepare
+from data.rephrase.prepare import folder_of, prepare
+from data.rephrase.pulse import forget_pulses, read_pulses
 from data.rephrase.report import ACCEPTED, rows_of, write_report
 from data.rephrase.styles import load_styles
-from launch.progress import format_seconds
+from launch.progress import format_seconds, progress
 from launch.stages import STAGES, describe, on_cluster
 
 STEPS = 7
+WATCH_SEC = 1.0
 
 
 def generator_of(config: RunConfig) -> tuple[Generator, str]:
@@ -59,11 +63,16 @@ def rephrase(
         prepared,
         f"{figures['chunks']:,} chunks, {figures['requests']:,} requests: {_counts(figures['by_style'])}",
     )
-    answered = answers(config, prepared, generator, run_units)
+    scorer = str(Path(wanted.scorer).expanduser().absolute() / "linear") if wanted.scorer else ""
+
+    def run_watched(label: str, function: str, units: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        with watching(folder_of(config, "store"), figures["requests"] if label == GENERATE else 0):
+            return run_units(label, function, units)
+
+    answered = answers(config, prepared, generator, run_watched, tokenizer, scorer)
     made = answered.figures["generated"]
     text = f"{made['answered']:,} answered, {made['refused']:,} refused, {made['cached']:,} from the cache"
     done(3, "answers", answered, f"{generator.name}: {text}, {answered.figures['tokens']:,} tokens")
-    scorer = str(Path(wanted.scorer).expanduser().absolute() / "linear") if wanted.scorer else ""
     judged = judge_answers(config, answered, tokenizer, scorer, run_units)
     dropped = find_repeats(config, judged, run_units)
     reasons: dict[str, int] = {}
@@ -87,6 +96,39 @@ def rephrase(
     return packed
 
 
+@contextmanager
+def watching(folder: Path, requests: int) -> Iterator[None]:
+    """Shows, while requests are answered, how many are, how fast, and the share that the filters let pass."""
+    forget_pulses(folder)
+    if not requests:
+        yield
+        return
+    show, ended, begin = progress("rephrase: requests"), threading.Event(), time.monotonic()
+
+    def look() -> None:
+        while not ended.wait(WATCH_SEC):
+            if found := read_pulses(folder):
+                show(found["cached"] + found["done"], requests, live_line(found, time.monotonic() - begin))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        if found := read_pulses(folder):
+            show(requests, requests, live_line(found, time.monotonic() - begin))
+
+
+def live_line(found: dict[str, int], seconds: float) -> str:
+    """What a generator's counts say of its pace and of its answers."""
+    share = found["accepted"] / max(1, found["judged"])
+    line = f"{found['done'] / seconds:.1f} answers/s, {found['tokens'] / seconds:,.0f} tokens/s"
+    line += f", {share:.0%} of {found['judged']:,} judged are accepted"
+    return line + (f", {found['retried']:,} attempts repeated" if found.get("retried") else "")
+
+
 def pack_mix(config: RunConfig, run_units: Any) -> Manifest:
     """Orders and packs ``{data.dir}/mixed`` with the tokenizer that counted its tokens."""
     own = copy.deepcopy(config)
@@ -94,6 +136,11 @@ def pack_mix(config: RunConfig, run_units: Any) -> Manifest:
     own.data.dir, own.data.tokenizer, own.data.overwrite = str(root / "mixed"), str(root / "tokenizer"), True
     STAGES["order"](own, run_units)
     return STAGES["pack"](own, run_units)
+
+
+def show_units(label: str) -> Callable[[int, int], None]:
+    """How far a phase is; of the one that asks, ``watching`` says more than its few units do."""
+    return progress(label) if label != GENERATE else lambda done, total: None
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -110,7 +157,7 @@ def main(name: str, config: RunConfig) -> int:
 
     generator, tokenizer = generator_of(config)
     logs = Path(config.data.dir) / "logs"
-    on_cluster(config, logs, lambda run_units: rephrase(config, generator, tokenizer, run_units, say))
+    on_cluster(config, logs, lambda run_units: rephrase(config, generator, tokenizer, run_units, say), show_units)
     mixed, seconds = Path(config.data.dir) / "mixed", format_seconds(time.monotonic() - begin)
     print(f"train on it: sundog train data.dir={mixed} order={config.order.kind}   all of it: {seconds}")
     return EXIT_DONE

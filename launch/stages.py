@@ -37,15 +37,22 @@ def run_stage(name: str, config: RunConfig) -> tuple[Manifest, float]:
     return manifest, time.monotonic() - start
 
 
-def on_cluster(config: RunConfig, logs: Path, stage: Callable[[Callable[..., Any]], Manifest]) -> Manifest:
-    """Return ``stage(run_units)``. Ray starts when the first unit of work is due: a finished stage needs none."""
+def on_cluster(
+    config: RunConfig,
+    logs: Path,
+    stage: Callable[[Callable[..., Any]], Manifest],
+    show: Callable[[str], Callable[[int, int], None]] = progress,
+) -> Manifest:
+    """Return ``stage(run_units)``; ``show(label)`` shows how many units of a phase are done. Ray starts when the
+    first unit of work is due: a finished stage needs none.
+    """
     with ExitStack() as stack:
         connected: list[Any] = []
 
         def execute(label: str, function: str, units: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if not connected:
                 connected.append(stack.enter_context(connect(config.cluster)))
-            return run_units(config.cluster, label, function, units, progress(label), log_dir=logs)
+            return run_units(config.cluster, label, function, units, show(label), log_dir=logs)
 
         return stage(execute)
 

@@ -17,9 +17,10 @@ from conf.errors import ResourceError
 from conf.schema import RunConfig
 from data.documents import read_batches, read_columns, row_writer
 from data.manifest import Manifest
-from data.rephrase.endpoint import Limits, Request, answer_all, token_of
+from data.rephrase.endpoint import Limits, Request, Tally, answer_all, token_of
 from data.rephrase.prepare import folder_of
-from data.rephrase.store import SHARDS, Store, shard_of
+from data.rephrase.pulse import Pulse
+from data.rephrase.store import SHARDS, Answer, Store, shard_of
 from data.rephrase.styles import Style, load_styles, style_of
 from data.stages import RunUnits, Stage, Unit, collect_files, record_files, run_stage, unit
 
@@ -28,6 +29,7 @@ ANSWERS = pa.schema(
     + [(name, pa.int64()) for name in ("row", "seed", "prompt_tokens", "tokens")]
     + [("seconds", pa.float64())]
 )
+GENERATE = "rephrase: generate"  # the label of the phase that asks
 NO_ANSWER = "no_answer"  # of a request that was given up
 
 
@@ -60,8 +62,15 @@ def endpoint_generator(config: RunConfig) -> Generator:
     return Generator("data.rephrase.answers:endpoint_unit", settings, 1, f"endpoint:{wanted.model}", wanted.model)
 
 
-def answers(config: RunConfig, prepared: Manifest, generator: Generator, run_units: RunUnits) -> Manifest:
-    """Answers all requests of ``prepared``.
+def answers(
+    config: RunConfig,
+    prepared: Manifest,
+    generator: Generator,
+    run_units: RunUnits,
+    tokenizer: str = "",
+    scorer: str = "",
+) -> Manifest:
+    """Answers all requests of ``prepared``; ``tokenizer`` and ``scorer`` judge some on the way (``Pulse``).
 
     Figures: ``parts`` (chunks, answers), ``generated`` (requests ``sent``, ``answered``, ``refused``, ``cached``,
     ``retried`` and ``given_up`` by reason, ``seconds``), ``prompt_tokens``, ``tokens``. Raises ResourceError where more
@@ -78,11 +87,12 @@ def answers(config: RunConfig, prepared: Manifest, generator: Generator, run_uni
             "styles": {name: dataclasses.asdict(style) for name, style in styles.items()},
             "store": str(folder_of(config, "store")),
         }
+        shared |= {"tokenizer": tokenizer, "scorer": scorer, "limits": dataclasses.asdict(wanted.filters)}
         sampling = {"temperature": wanted.temperature, "top_p": wanted.top_p}
         count = max(1, min(SHARDS, generator.units))
         dealt = [list(range(index, SHARDS, count)) for index in range(count)]
         work = [{**shared, **sampling, "parts": parts, "shards": s, "generator": generator.settings} for s in dealt]
-        generated = run_units("rephrase: generate", generator.function, stage.units("generate", work))
+        generated = run_units(GENERATE, generator.function, stage.units("generate", work))
         work = [{**shared, "requests_file": part["requests"]} for part in parts]
         keys = [[generator.model, prepared.files[part["requests"]]["sha256"]] for part in parts]
         units = stage.units("collect", work, keys)
@@ -135,9 +145,20 @@ def endpoint_unit(work: Unit) -> Unit:
     names = ("slots", "retries", "retry_sec", "timeout_sec")
     limits = Limits(settings["endpoint"], **{n: settings[n] for n in names}, token=token_of(settings["api_key_env"]))
     counts: Counter[str] = Counter()
+    found, pulse, waiting = Tally(), Pulse(work), dict[str, Asked]()
     with Store(work["store"], work["shards"]) as store:
-        bodies = (Request(asked.id, _body(asked, work)) for asked in pending(work, store, counts))
-        found = answer_all(bodies, limits, store.put)
+
+        def bodies() -> Iterator[Request]:
+            for asked in pending(work, store, counts):
+                waiting[asked.id] = asked
+                yield Request(asked.id, _body(asked, work))
+
+        def put(request: str, answer: Answer) -> None:
+            store.put(request, answer)
+            asked = waiting.pop(request)
+            pulse.note(asked.text, asked.style, answer, counts["cached"], found.retried.total())
+
+        answer_all(bodies(), limits, put, found)
     tally = {name: getattr(found, name) for name in ("sent", "answered", "refused", "seconds")}
     tally |= {"cached": counts["cached"], "retried": dict(found.retried), "given_up": dict(found.given_up)}
     lost, every = found.given_up.total(), counts["asked"] + counts["cached"]

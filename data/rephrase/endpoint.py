@@ -75,18 +75,22 @@ def token_of(variable: str) -> str:
     return os.environ.get(variable, "") if variable else ""
 
 
-def answer_all(requests: Iterator[Request], limits: Limits, put: Callable[[str, Answer], None]) -> Tally:
-    """Sends every request and hands each answer to ``put`` as it comes; returns the tally.
+def answer_all(
+    requests: Iterator[Request], limits: Limits, put: Callable[[str, Answer], None], tally: Tally | None = None
+) -> Tally:
+    """Sends every request and hands each answer to ``put`` as it comes; returns the tally, which ``put`` may look at.
 
     Requests that were given up are in no answer: the caller may try them again. Raises ConfigError for what will fail
     for every request, ResourceError for a server that answers none of many in a row; answers that came before were
     handed on.
     """
-    return asyncio.run(_answer_all(requests, limits, put))
+    return asyncio.run(_answer_all(requests, limits, put, Tally() if tally is None else tally))
 
 
-async def _answer_all(requests: Iterator[Request], limits: Limits, put: Callable[[str, Answer], None]) -> Tally:
-    tally, start = Tally(), time.monotonic()
+async def _answer_all(
+    requests: Iterator[Request], limits: Limits, put: Callable[[str, Answer], None], tally: Tally
+) -> Tally:
+    start = time.monotonic()
     connector = aiohttp.TCPConnector(limit=limits.slots, ttl_dns_cache=300)
     headers = {"Authorization": f"Bearer {limits.token}"} if limits.token else {}
     timeout = aiohttp.ClientTimeout(total=limits.timeout_sec)

@@ -69,6 +69,8 @@ def make_app(served: Served, behave: Behave, answer: Callable[[dict[str, Any]], 
             return web.Response(status=act, text=said, headers=wait)
         if act == "slow":
             await asyncio.sleep(30)
+        if act == "later":
+            await asyncio.sleep(0.2)
         if act == "drop":
             assert request.transport is not None
             request.transport.close()

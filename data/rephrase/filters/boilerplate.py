@@ -45,4 +45,4 @@ def judge(output: Output, limits: OutputFilterConfig) -> str:
     del limits
     opening = not LABEL.match(output.text) and OPENING.search(output.text)
     found = (opening, CLOSING.search(output.text))
-    return "boilerplate" if any(f and f.group().strip().lower() not in output.source.lower() for f in found) else ""
+    return "boilerplate" if any(f and not output.source_says(f.group()) for f in found) else ""

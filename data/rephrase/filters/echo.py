@@ -29,7 +29,7 @@ def judge(output: Output, limits: OutputFilterConfig) -> str:
     style, text = output.style, output.text
     if style.begin and (style.begin in text or style.end in text):
         return "echo"
-    if (found := ROLES.search(text)) and found.group().strip().lower() not in output.source.lower():
+    if (found := ROLES.search(text)) and not output.source_says(found.group()):
         return "echo"
     spans, words = _spans(style), output.words
     return "echo" if any(tuple(words[i : i + SPAN]) in spans for i in range(len(words) - SPAN + 1)) else ""

@@ -1,5 +1,6 @@
 """What a filter is and what it judges: see ``data.rephrase.filters``."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -32,6 +33,11 @@ class Output:
     def words(self) -> list[str]:
         """Words of the text, in lower case."""
         return WORD.findall(self.text.lower())
+
+    def source_says(self, phrase: str) -> bool:
+        """Whether the source has a phrase, as whole words."""
+        wanted = phrase.strip().lower()
+        return re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", self.source.lower()) is not None
 
     @cached_property
     def source_words(self) -> list[str]:

@@ -13,6 +13,7 @@ from data.steps.repetition import Repetition
 
 REASONS = ("repetition",)
 MEASURE = Repetition()
+SPAN = 7  # words in a row that stand in prose once, unless the source repeats them
 MIN_WORDS, LONG = 4, 8  # words of a sentence that counts; of one that may not stand there twice
 RULE = re.compile(r"(?m)^[\s|:-]+$")  # the line under a table's head
 
@@ -24,5 +25,12 @@ def judge(output: Output, limits: OutputFilterConfig) -> str:
     again = any(n > limits.max_loops or (n > 1 and s.count(" ") >= LONG - 1) for s, n in counts.items())
     data = text.encode("utf-8", "replace")
     looped = again or len(data) > limits.max_compression * len(zlib.compress(data))
+    looped |= output.style.form == "prose" and not _spans_again(output.words) <= _spans_again(output.source_words)
     share = MEASURE.columns(Documents.of([text]))["duplicate_5_grams"][0]
     return "repetition" if looped or share > limits.max_repeated_ngrams else ""
+
+
+def _spans_again(words: list[str]) -> set[tuple[str, ...]]:
+    """The spans that stand there more than once."""
+    counts = Counter(tuple(words[i : i + SPAN]) for i in range(len(words) - SPAN + 1))
+    return {span for span, count in counts.items() if count > 1}

@@ -39,6 +39,11 @@ def test_quantised_weights_are_the_ones_that_the_file_stores(folder: Path, tmp_p
     assert (load_hf(found.folder).embed.weight.detach().numpy() == weight).all()
 
 
+def test_reading_a_file_prints_nothing(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    model_folder(write_gguf(folder, tmp_path / "tiny.gguf"))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_file_that_has_changed_is_read_again(folder: Path, tmp_path: Path, cache: Path):
     path = tmp_path / "tiny.gguf"
     assert model_folder(write_gguf(folder, path)) != model_folder(write_gguf(folder, path, "Q8_0"))

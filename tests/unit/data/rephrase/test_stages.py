@@ -5,19 +5,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import yaml
 
-from benchmarks.rephrase_labels import DATA
 from conf.errors import DataError, ResourceError
 from conf.schema import RunConfig
 from data.curate import curate
 from data.documents import read_columns
 from data.manifest import Manifest
+from data.preselect.linear import LinearScorer, save_linear
 from data.rephrase.answers import answers, endpoint_generator
 from data.rephrase.judge import find_repeats, judge_answers, provenance
 from data.rephrase.mix import Row, cut_text, draw_tokens, goals, mix
 from data.rephrase.prepare import folder_of, prepare
+from data.rephrase.pulse import forget_pulses, read_pulses
 from data.rephrase.report import rows_of, write_report
 from data.rephrase.store import Store
 from data.rephrase.styles import load_styles
@@ -25,57 +26,14 @@ from data.shards import open_shards
 from data.stages import serial_units
 from data.tokenize import load_tokenizer, train_tokenizer
 from launch.preflight import load_config
-from launch.rephrase import pack_mix
+from launch.rephrase import live_line, pack_mix
 from tests.helpers.chat_server import Served, chat_server
-
-ENTRIES: list[dict[str, str]] = [
-    entry for file in ("clean_a", "clean_b") for entry in yaml.safe_load((DATA / f"{file}.yaml").read_text())
-]
-GERMAN = (
-    "Die Brücke wurde im Jahre 1934 nach sechs Jahren Arbeit eröffnet. Sie ist 412 Meter lang und trägt jeden Tag etwa "
-    "18.000 Fahrzeuge zwischen den beiden Städten, weil der Fluss dort tief ist und keine Pfeiler möglich waren."
-)
-STYLE_LINE = {"child": "easy", "encyclopaedia": "medium", "scholars": "hard", "conversation": "qa"}
-
-
-def good_answer(body: dict[str, Any]) -> str:
-    """The rephrase that is written down for the source and style of a prompt; else the source itself."""
-    asked = body["messages"][1]["content"]
-    entry = next((entry for entry in ENTRIES if entry["source"] in asked), None)
-    style = next(name for word, name in STYLE_LINE.items() if word in asked)
-    text = entry.get(style, entry["source"]) if entry else "I'm sorry, but I cannot rewrite this text."
-    return f"<rewrite>\n{text}\n</rewrite>"
+from tests.helpers.rephrases import ENTRIES, good_answer, rephrase_settings
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
-    texts = [entry["source"] for entry in ENTRIES] + [GERMAN, "One sentence.", "def f(x):\n    return x + 1\n" * 10]
-    lines = [
-        json.dumps({"id": f"doc{i}", "text": text}) for i, text in enumerate([*texts, texts[0].replace("six", "6")])
-    ]
-    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
-    return load_config(
-        [
-            "data=path",
-            f"data.path={tmp_path}/corpus.jsonl",
-            f"data.dir={tmp_path}/data",
-            f"run_dir={tmp_path}/run",
-            "data.vocab_size=400",
-            "data.context=64",
-            "data.shard_documents=8",
-            "curation=none",
-            "order=random",
-            "rephrase.endpoint=http://127.0.0.1:9/v1",
-            "rephrase.model=m",
-            "rephrase.styles=[easy,medium,hard,qa]",
-            "rephrase.slots=4",
-            "rephrase.retries=1",
-            "rephrase.retry_sec=0",
-            "rephrase.per_chunk=2",
-            "rephrase.low=0",
-            "rephrase.high=0.5",
-        ]
-    )
+    return load_config([*rephrase_settings(tmp_path), "rephrase.endpoint=http://127.0.0.1:9/v1"])
 
 
 def ask(config: RunConfig, served: Served) -> Manifest:
@@ -104,6 +62,7 @@ def test_the_whole_way_to_packed_windows(config: RunConfig) -> None:
         assert ask(config, served).reused
     skipped = prepared.figures["skipped"]
     assert (skipped["language"], skipped["too_short"], skipped["code"]) == (1, 1, 1)
+    assert curate(config, serial_units).figures["dropped"]["empty"] == 1
     assert set(served.answered.values()) == {1}
     assert sum(served.answered.values()) == prepared.figures["requests"]
     reasons = Counter(reason for _, _, reason in rows_of(config, judged, dropped))
@@ -193,6 +152,44 @@ def test_contaminated_and_repeated_outputs_go(config: RunConfig, tmp_path: Path)
         judged, _, dropped = finish(config, ask(config, served))
     reasons = Counter(reason for _, _, reason in rows_of(config, judged, dropped))
     assert reasons["contaminated"] >= 1, reasons
+
+
+def test_a_scorer_of_preselect_routes_the_styles(config: RunConfig, tmp_path: Path) -> None:
+    words = [b"</s>", b"Regular", b"bees", b"Volcanic"]
+    save_linear(LinearScorer(words, np.array([0.0, 9.0, 4.0, -9.0, *[0.0] * 50]), 2), tmp_path / "scorer" / "linear")
+    config.rephrase.scorer = str(tmp_path / "scorer")
+    config.rephrase.low, config.rephrase.high, config.rephrase.per_chunk = 0.1, 0.1, 1
+    curate(config, serial_units)
+    prepared = prepare(config, "m", "", serial_units)
+    folder, suited = folder_of(config, "requests"), load_styles(config.rephrase.styles, [])
+    found = {}
+    for part in prepared.figures["parts"]:
+        texts = dict(zip(*read_columns(folder / part["chunks"], ["chunk", "text"]).to_pydict().values(), strict=True))
+        for row in read_columns(folder / part["requests"]).to_pylist():
+            found[texts[row["chunk"]]] = row["bucket"]
+            assert row["bucket"] in suited[row["style"]].quality
+    assert next(bucket for text, bucket in found.items() if text.startswith("Regular")) == "high"
+    assert next(bucket for text, bucket in found.items() if text.startswith("Volcanic")) == "low"
+    assert set(found.values()) == {"low", "medium", "high"}
+
+
+def test_all_languages_are_rephrased_where_none_is_named(config: RunConfig) -> None:
+    config.rephrase.languages = []
+    curate(config, serial_units)
+    assert "language" not in prepare(config, "m", "", serial_units).figures["skipped"]
+
+
+def test_what_a_generator_says_while_it_works(config: RunConfig) -> None:
+    with chat_server(answer=good_answer) as served:
+        answered = ask(config, served)
+    found = read_pulses(folder_of(config, "store"))
+    assert 1 <= found["done"] <= answered.figures["generated"]["sent"]
+    assert 1 <= found["judged"] <= found["done"]
+    assert found["tokens"] > 0
+    line = live_line({"done": 20, "tokens": 4000, "judged": 8, "accepted": 2, "retried": 3}, 10.0)
+    assert line == "2.0 answers/s, 400 tokens/s, 25% of 8 judged are accepted, 3 attempts repeated"
+    forget_pulses(folder_of(config, "store"))
+    assert not read_pulses(folder_of(config, "store"))
 
 
 def test_nothing_to_rephrase_is_said(config: RunConfig) -> None:
