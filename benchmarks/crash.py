@@ -48,6 +48,7 @@ STAGES: tuple[Stage, ...] = (curate, order, pack)
 RUN_TIMEOUT_SEC = 4 * 3600.0  # on a busy machine too
 LONGEST_WAIT_SEC = 0.6  # between two kills
 DRIVER_SHARE = 0.05  # of the kills
+KILLS_A_RUN = 25  # at most; the rest of the run goes undisturbed
 
 
 @dataclass
@@ -201,7 +202,8 @@ def crash(
         root = folder / f"run{tally.runs}"
         shutil.rmtree(root, ignore_errors=True)  # of a benchmark that was stopped
         root.with_suffix(".log").unlink(missing_ok=True)
-        disturbed_run(address, root, corpus, kills, random.Random(f"{seed}/{tally.runs}"), tally, stages)
+        most = min(kills, tally.kills + KILLS_A_RUN)
+        disturbed_run(address, root, corpus, most, random.Random(f"{seed}/{tally.runs}"), tally, stages)
         found = stage_files(root)
         tally.different += [name for name in {*found, *expected} if found.get(name) != expected.get(name)]
         shutil.rmtree(root)

@@ -275,6 +275,8 @@ def _record(row: Any, where: str, name: str, fields: Fields) -> Document | Skip:
     if not isinstance(text, str):
         reason = "no_text_field" if text is None else "text_is_no_string"
         return Skip(where, name, reason, f"fields: {', '.join(map(str, row))}"[:200])
+    if len(text) > MAX_RECORD // 4 and len(text.encode(errors="replace")) > MAX_RECORD:
+        return Skip(where, name, "record_too_long", f"more than {MAX_RECORD} bytes")
     given, url = row.get(fields.id), row.get("url")
     known = {fields.text, fields.id, fields.images, "url"}
     document = Document(

@@ -81,6 +81,33 @@ def again(config: RunConfig) -> dict[str, int]:
     return counting.ran
 
 
+def teach(path: Path, epochs: int) -> None:
+    """A fastText model at ``path`` that calls every text English."""
+    import fasttext
+
+    lines = path.with_suffix(".txt")
+    lines.write_text(
+        "".join(f"__label__{name} {text(topic, 3)!r}\n" for name in ("en", "en", "de") for topic in TOPICS)
+    )
+    model = fasttext.train_supervised(str(lines), epoch=epochs, dim=4, thread=1, verbose=0, bucket=100)
+    model.save_model(str(path))
+
+
+def test_another_model_at_the_same_path_is_asked_again_and_nothing_else(tmp_path: Path) -> None:
+    config = make(tmp_path)
+    config.curation.language.enabled, config.curation.language.min_score = True, 0.0
+    config.curation.language.model = str(tmp_path / "model.bin")
+    teach(tmp_path / "model.bin", 5)
+    assert again(config)["language"] == 1
+    teach(tmp_path / "model.bin", 5)  # the same bytes with another date
+    assert again(config) == {}
+    config.data.overwrite = True
+    teach(tmp_path / "model.bin", 6)
+    ran = again(config)
+    assert ran["language"] == 1
+    assert not {"read", "url", "identity", "minhash", "pii", "select"} & set(ran)
+
+
 def test_exactly_what_a_change_touches_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.corpora.SLICE_BYTES", 2000)  # a slice a file
     config = make(tmp_path)
