@@ -57,20 +57,21 @@ def depth_routers(model: ModelConfig) -> int:
 def flops_per_token(model: ModelConfig, vocab_size: int, context: int) -> tuple[int, int]:
     """Training FLOPs (forward and backward) of one token: (all, of which causal attention).
 
-    Six FLOPs a matrix parameter that a token meets, and 12 * head width * mean visible keys a head for scores and
-    values (causal: half the context), as in PaLM, appendix B. The embedding lookup is no matrix product; the head is,
-    tied or not. A token meets ``experts.active`` experts; a layer that takes a part of the tokens costs that part of
-    its matrices and the square of it in attention. Auxiliary routers are trained apart and not counted.
+    Matrix products alone: six FLOPs a matrix parameter that a token meets, and 12 * head width * mean visible keys a
+    head for scores and values (causal: half the context), as in PaLM, appendix B. The embedding lookup is no matrix
+    product; the head is, tied or not. A token meets ``experts.active`` experts; a layer that takes a part of the tokens
+    costs that part of its matrices and the square of it in attention. Auxiliary routers are trained apart and not
+    counted.
     """
     head_dim = model.head_dim or model.dim // model.heads
     experts = min(model.experts.active, *model.experts.groups) if model.experts.groups else 1
     matrices = 2 * model.dim * head_dim * (model.heads + model.kv_heads) + layer_routers(model)
-    block = 6 * (matrices + 2 * model.dim + experts * 3 * model.dim * ffn_width(model))
+    block = 6 * (matrices + experts * 3 * model.dim * ffn_width(model))
     attention = 12 * model.heads * head_dim * (context // 2)
     some = depth_layers(model)
     scores = (model.layers - some + some * model.depth**2) * attention
     depth = 6 * some * model.dim
-    head = 6 * (vocab_size * model.dim + model.dim)
+    head = 6 * vocab_size * model.dim
     return round((model.layers - some + some * model.depth) * block + scores + depth + head), round(scores)
 
 

@@ -4,18 +4,29 @@ import importlib.metadata
 import os
 import shutil
 import socket
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from cluster.wire import Disk, Receiver, bandwidth, disk
 from conf.errors import EXIT_DONE, EXIT_RESOURCES, SundogError
-from conf.estimate import memory_per_rank, vocabulary
+from conf.estimate import memory_per_rank, parameter_count, vocabulary
 from conf.schema import RunConfig
 from data.corpora import open_corpus
 from launch.plan import human_bytes
 
+if TYPE_CHECKING:
+    from cluster.neighbours import Machine
+
 OK, NOTE, MISSING = "ok", "note", "missing"
+CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
+LINK_SEC, DISK_SEC, DRIVER_SEC = 0.3, 0.5, 5.0
+SLOW_LINK, SLOW_DISK = 100e6, 50e6  # bytes a second: about 1 Gbit/s, and a hard disk's half
+CLOCK_SEC = 1.0  # by how much clocks may differ before logs and records of several machines get out of order
 
 
 @dataclass(frozen=True)
@@ -45,19 +56,25 @@ def _packages(config: RunConfig) -> list[Finding]:
         "hydra-core": "",
     }
     extras = {"fastapi": "serve", "wandb": "wandb", "mlxtend": "images", "transformers": "test"}
+    tested = _tested_versions()
     found = []
     for package in [*needed, *extras]:
+        fix = "make setup" if package in needed else f"pip install -c constraints.txt 'sundog[{extras[package]}]'"
         try:
-            found.append(Finding(package, OK, importlib.metadata.version(package)))
+            version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            if package in needed:
-                found.append(Finding(package, MISSING, "not installed", "make setup"))
-            else:
-                extra = extras[package]
-                found.append(
-                    Finding(package, NOTE, "not installed", f"pip install -c constraints.txt 'sundog[{extra}]'")
-                )
+            found.append(Finding(package, MISSING if package in needed else NOTE, "not installed", fix))
+            continue
+        other = tested.get(package, version)
+        same = version.partition("+")[0] == other
+        found.append(Finding(package, OK if same else NOTE, version + ("" if same else f", tested with {other}"), fix))
     return found
+
+
+def _tested_versions() -> dict[str, str]:
+    """Of the checkout's constraints; none where the package is installed without them."""
+    lines = CONSTRAINTS.read_text().splitlines() if CONSTRAINTS.exists() else []
+    return {name: version for name, _, version in (line.partition("==") for line in lines) if version}
 
 
 def _processors(config: RunConfig) -> list[Finding]:
@@ -71,18 +88,38 @@ def _processors(config: RunConfig) -> list[Finding]:
 
 
 def _gpus(config: RunConfig) -> list[Finding]:
-    if shutil.which("nvidia-smi") is None:
-        state = MISSING if config.cluster.gpus_per_rank > 0 else NOTE
-        return [
-            Finding(
-                "gpus",
-                state,
-                "no NVIDIA driver: ranks run on CPUs",
-                "cluster.gpus_per_rank=0" if state == MISSING else "",
-            )
-        ]
-    devices = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return [Finding("gpus", OK, f"{devices} NVIDIA device(s)")]
+    need = config.cluster.gpus_per_rank * config.cluster.ranks
+    devices = gpu_names()
+    if not devices:
+        state = MISSING if need and not config.cluster.address else NOTE
+        fix = "an NVIDIA driver, or cluster.gpus_per_rank=0" if state == MISSING else ""
+        return [Finding("gpus", state, "no NVIDIA driver answers: ranks run on CPUs", fix)]
+    text = f"{len(devices)}: {', '.join(sorted(set(devices)))}"
+    if need > len(devices) and not config.cluster.address:
+        fix = f"cluster.ranks={int(len(devices) / config.cluster.gpus_per_rank)}"
+        return [Finding("gpus", MISSING, f"{text}; {config.cluster.ranks} ranks need {need:g}", fix)]
+    if not config.cluster.gpus_per_rank:
+        return [Finding("gpus", NOTE, f"{text}; unused", "cluster.gpus_per_rank=1")]
+    if "+cpu" in _version("torch"):
+        return [Finding("gpus", MISSING, f"{text}; torch is built for CPUs", "a CUDA build of torch")]
+    return [Finding("gpus", OK, text)]
+
+
+def gpu_names() -> list[str]:
+    """Name, memory and driver of every GPU, as the driver's tool tells them."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=DRIVER_SEC, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.replace(",", "") for line in done.stdout.splitlines() if line.strip()]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _memory(config: RunConfig) -> list[Finding]:
@@ -98,35 +135,111 @@ def _memory(config: RunConfig) -> list[Finding]:
 
 
 def _disks(config: RunConfig) -> list[Finding]:
+    checkpoint = 12 * parameter_count(config.model, vocabulary(config))  # fp32 weights and two moments
+    need = (config.trainer.keep_checkpoints + 1) * checkpoint
     found = []
-    for key, place, need in (("disk of run_dir", config.run_dir, 2**30), ("shared memory", "/dev/shm", 2**28)):
+    for name, place, least in (("run_dir", config.run_dir, need), ("data.dir", config.data.dir, 2**28)):
         folder = Path(place).resolve()
         while not folder.exists():
             folder = folder.parent
-        free = shutil.disk_usage(folder).free
-        state = OK if free >= need else NOTE
-        writable = os.access(folder, os.W_OK)
-        if not writable:
-            state = MISSING
-        text = f"{human_bytes(free)} free at {folder}" + ("" if writable else ", not writable")
-        found.append(
-            Finding(key, state, text, "" if state == OK else f"make room for {human_bytes(need)}, or another folder")
-        )
+        try:
+            found.append(judge_disk(f"disk of {name}", folder, disk(folder, DISK_SEC), least, checkpoint))
+        except OSError as error:
+            found.append(Finding(f"disk of {name}", MISSING, f"{folder}: {error.strerror}", f"another {name}"))
+    if Path("/dev/shm").exists():
+        free = shutil.disk_usage("/dev/shm").free
+        fix = "a larger /dev/shm (docker --shm-size), or a smaller cluster.object_store_mb"
+        short = free < config.cluster.object_store_mb * 2**20 and not config.cluster.address
+        text = f"{human_bytes(free)} free, the object store takes {config.cluster.object_store_mb} MiB"
+        found.append(Finding("shared memory", NOTE if short else OK, text, fix))
     return found
 
 
+def judge_disk(subject: str, folder: Path, seen: Disk, least: int, checkpoint: int) -> Finding:
+    """Whether there is room for ``least`` bytes, and how long a checkpoint takes to write."""
+    speed = f"writes {human_bytes(seen.rate)}/s, sync {1e3 * seen.sync_sec:.1f} ms"
+    text = f"{human_bytes(seen.free)} free at {folder}, {speed}"
+    if seen.free < least:
+        fix = "free disk space, fewer trainer.keep_checkpoints, or another folder"
+        return Finding(subject, MISSING, f"{text}; {human_bytes(least)} are needed", fix)
+    if seen.rate < SLOW_DISK:
+        text += f"; a checkpoint takes {checkpoint / seen.rate:.0f} s"
+        return Finding(subject, NOTE, text, "a faster disk, or a larger trainer.checkpoint_every")
+    return Finding(subject, OK, text)
+
+
+def _machines(config: RunConfig) -> list[Finding]:
+    """Links, clocks, disks and versions: of all machines of the cluster, or of this one alone."""
+    if not config.cluster.address:
+        rate = bandwidth("127.0.0.1", Receiver().port, LINK_SEC)
+        own = "one machine, nothing to compare"
+        return [judge_link("interconnect", "loopback", rate, config), Finding("clocks", OK, own)]
+    from cluster.neighbours import look  # Ray costs seconds
+
+    try:
+        machines = look(config.cluster, config.run_dir if Path(config.run_dir).exists() else ".")
+    except SundogError as error:
+        return [Finding("cluster", MISSING, f"{error.field} = {error.value}: {error.rule}", error.fix)]
+    return [finding for machine in machines for finding in judge_machine(machine, config)]
+
+
+def judge_machine(machine: "Machine", config: RunConfig) -> list[Finding]:
+    """What is wrong with one machine of the cluster, or one line that all is well."""
+    ahead, error = machine.clock_sec, machine.clock_error_sec
+    text = f"clock {ahead:+.3f} s (within {error:.3f})"
+    found = []
+    if abs(ahead) - error > CLOCK_SEC:
+        found.append(Finding(machine.host, NOTE, text, "synchronise its clock: chronyd or systemd-timesyncd"))
+    for name, theirs, ours in (
+        ("Python", machine.python, ".".join(map(str, sys.version_info[:3]))),
+        ("Ray", machine.ray, _version("ray")),
+    ):
+        if theirs != ours:
+            found.append(Finding(machine.host, MISSING, f"{name} {theirs}, here {ours}", "the same image everywhere"))
+    if isinstance(machine.disk, str):
+        fix = "run_dir on a file system that all machines share"
+        found.append(Finding(machine.host, MISSING, machine.disk, fix))
+    if machine.rate is not None:
+        found.append(judge_link(machine.host, "to the next machine", machine.rate, config))
+    return found or [Finding(machine.host, OK, text)]
+
+
+def judge_link(subject: str, where: str, rate: float, config: RunConfig) -> Finding:
+    """How long the gradients of a step take on a link."""
+    gradients = 4 * parameter_count(config.model, vocabulary(config))
+    text = (
+        f"{where}: {human_bytes(rate)}/s; a step's gradients, {human_bytes(gradients)}, take {gradients / rate:.2g} s"
+    )
+    fix = "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the fast interface; or sharding=hsdp"
+    return Finding(subject, NOTE if rate < SLOW_LINK else OK, text, fix)
+
+
 def _ports(config: RunConfig) -> list[Finding]:
+    serve = config.serve
+    taken = port_error(serve.host, serve.port)
+    where = f"{serve.host}:{serve.port}"
+    found = [Finding("serve.port", NOTE if taken else OK, f"{where} is {taken or 'free'}", "serve.port=...")]
+    started = time.perf_counter()
+    try:
+        socket.getaddrinfo(socket.gethostname(), None)
+        text, state = f"{socket.gethostname()} resolves", OK
+    except OSError as error:
+        text, state = f"{socket.gethostname()} does not resolve: {error.strerror}", NOTE
+    if (waited := time.perf_counter() - started) > 1:
+        text, state = f"{socket.gethostname()} took {waited:.1f} s to resolve", NOTE
+    fix = "a line for it in /etc/hosts; ranks find each other by address"
+    return [*found, Finding("host name", state, text, fix)]
+
+
+def port_error(host: str, port: int) -> str:
+    """Why nothing can listen there; empty: it can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((config.serve.host, config.serve.port))
+            probe.bind((host, port))
         except OSError as error:
-            return [
-                Finding(
-                    "serve.port", NOTE, f"{config.serve.host}:{config.serve.port}: {error.strerror}", "serve.port=..."
-                )
-            ]
-    return [Finding("serve.port", OK, f"{config.serve.host}:{config.serve.port} is free")]
+            return str(error.strerror)
+    return ""
 
 
 def _secrets(config: RunConfig) -> list[Finding]:
@@ -160,6 +273,7 @@ CHECKS: tuple[Callable[[RunConfig], list[Finding]], ...] = (
     _ports,
     _secrets,
     _corpus,
+    _machines,
 )
 
 

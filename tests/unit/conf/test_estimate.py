@@ -20,11 +20,39 @@ def test_parameter_count_adds_up_by_hand(tied: bool) -> None:
     assert parameter_count(model, 100) == 2 * block + 8 + 100 * 8 * (1 if tied else 2)
 
 
-def test_flops_are_six_a_matrix_parameter_plus_attention() -> None:
-    model = ModelConfig(dim=8, layers=2, heads=2, kv_heads=1, ffn_dim=16)
-    total, attention = flops_per_token(model, 100, 64)
-    assert attention == 12 * 2 * 8 * 32
-    assert total == 6 * parameter_count(model, 100) + attention
+@pytest.mark.parametrize(
+    ("model", "vocabulary", "context"),
+    [
+        (ModelConfig(dim=64, layers=2, heads=4, kv_heads=2), 256, 128),
+        (ModelConfig(dim=96, layers=3, heads=6, kv_heads=3, head_dim=32, ffn_dim=200, tie_embeddings=False), 500, 64),
+        (ModelConfig(dim=64, layers=1, heads=2, kv_heads=2), 300, 256),
+    ],
+)
+def test_flops_are_those_that_torch_counts(model: ModelConfig, vocabulary: int, context: int) -> None:
+    """Products with weights exactly; attention as products of whole matrices, of which the causal half is useful."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from models.decoder import Decoder, ModelSpec
+
+    def plain(q_BSHD: torch.Tensor, k_BSKD: torch.Tensor, v_BSKD: torch.Tensor, _: object) -> torch.Tensor:
+        groups = q_BSHD.shape[2] // k_BSKD.shape[2]
+        k, v = (x.repeat_interleave(groups, 2).transpose(1, 2) for x in (k_BSKD, v_BSKD))
+        scores = (q_BSHD.transpose(1, 2) @ k.transpose(2, 3)).softmax(-1)
+        return (scores @ v).transpose(1, 2)
+
+    decoder = Decoder(ModelSpec.from_config(model, vocabulary, context)).initialise(0)
+    decoder.set_attention_core(plain)
+    tokens = torch.randint(vocabulary, (2, context))
+    # The loss adds to its weight's gradient in place, which torch's table does not know.
+    mapping = {torch.ops.aten.addmm_: lambda _, a, b, **options: 2 * a[0] * a[1] * b[1]}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        loss, _ = decoder.loss(tokens, tokens, torch.arange(context).expand_as(tokens))
+        loss.backward()
+    counts = {str(name): count / tokens.numel() for name, count in counter.get_flop_counts()["Global"].items()}
+    total, attention = flops_per_token(model, vocabulary, context)
+    assert counts.pop("aten.bmm") == 2 * attention
+    assert sum(counts.values()) == total - attention
 
 
 def test_zero_spreads_moments_then_gradients_then_parameters() -> None:
