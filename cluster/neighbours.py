@@ -5,6 +5,7 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -67,7 +68,7 @@ def look(cluster: ClusterConfig, folder: str) -> list[Machine]:
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         place = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
         actor = ray.remote(Probe).options
-        probes = [actor(num_cpus=0, scheduling_strategy=one).remote() for one in place]
+        probes: list[Any] = [actor(num_cpus=0, scheduling_strategy=one).remote() for one in place]
         addresses = ray.get([probe.address.remote() for probe in probes])
         order = sorted(range(len(nodes)), key=lambda index: (addresses[index], nodes[index]))
         probes, addresses = [probes[index] for index in order], [addresses[index] for index in order]
