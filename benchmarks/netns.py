@@ -80,13 +80,15 @@ class Namespace:
         self._batch("tc", [f"qdisc add dev {interface} root tbf rate {rate} {_QUEUE}"])
 
     def forward(self) -> None:
-        """Pass packets on, also those whose way back is another; and let a connection that was idle, as one that waits
-        for a block's compute is, go on at the speed it had."""
+        """Pass packets on, also those whose way back is another; let a connection that was idle, as one that waits for
+        a block's compute is, go on at the speed it had; and let no host's choice of congestion control decide. Nothing
+        is lost on these links, so Reno keeps them full; BBR, which guesses each connection's share, leaves gaps."""
         settings = {
             "ip_forward": "1",
             "conf/all/rp_filter": "0",
             "conf/default/rp_filter": "0",
             "tcp_slow_start_after_idle": "0",
+            "tcp_congestion_control": "reno",
         }
 
         def write() -> None:

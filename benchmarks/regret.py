@@ -9,7 +9,8 @@ predictions. The full run has 72 cells: three topologies; links slow and fast be
 query heads to a key head and queries as many as keys, a quarter or a sixteenth on 4 ranks; three such problems on 8.
 
 With ``--json`` a run goes on where an earlier one with the same file ended, network by network; with ``--seconds`` it
-begins no network after that time.
+begins no network after that time. The file has what was measured, the probe's figures among it; plans are made from
+these anew each time.
 """
 
 import argparse
@@ -31,10 +32,10 @@ from benchmarks.table import alternate
 from data.files import write_atomic
 from fused.mask import FULL
 from parallel.attention import attend
-from parallel.plan.choose import Plan, plan
+from parallel.plan.choose import DIRECTIONS, plan
 from parallel.plan.probe import measure_blocks, measure_links
-from parallel.plan.replay import Machines
-from parallel.plan.topology import Topology
+from parallel.plan.replay import Machine, Machines
+from parallel.plan.topology import Speed, Topology
 from parallel.strategies import find_strategy
 from tests.helpers.dist import run_distributed
 
@@ -42,18 +43,40 @@ SLOW, FAST = 20.0, 1000.0  # Mbit/s: below and above what two cores compute and 
 KEYS = 512
 
 
+Seconds = dict[str, float]  # by strategy
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One problem on one network: what the probe found, and what the strategies took."""
+
+    topology: str
+    ranks: int
+    mbit: float
+    problem: int  # its number among :func:`problems`
+    links: Topology
+    machines: Machines
+    seconds: dict[str, Seconds]  # by direction
+
+    @classmethod
+    def load(cls, fields: dict[str, Any]) -> "Measured":
+        links = dict(fields["links"])
+        links["speed"] = Speed(*links["speed"])
+        machines = {direction: Machine(**machine) for direction, machine in fields["machines"].items()}
+        return cls(**{**fields, "links": Topology(**links), "machines": machines})
+
+
 @dataclass(frozen=True)
 class Found:
     """One direction of one cell."""
 
-    network: str
     cell: str
     mbit: float
     direction: str
     chosen: str
     best: str
-    measured: dict[str, float]  # seconds by strategy
-    predicted: dict[str, float]
+    measured: Seconds
+    predicted: Seconds
 
     @property
     def regret(self) -> float:
@@ -74,10 +97,6 @@ def networks(quick: bool) -> list[tuple[str, int, float]]:
     return list(product(netns.TOPOLOGIES, (4, 8), (SLOW, FAST)))
 
 
-def network_name(topology: str, ranks: int, mbit: float) -> str:
-    return f"{topology} {ranks} {mbit:g}"
-
-
 def _calls(cell: Cell, rank: int) -> dict[str, peers.Variant]:
     generator = torch.Generator().manual_seed(rank)
     shapes = [(cell.queries, cell.heads), (cell.keys, cell.kv_heads), (cell.keys, cell.kv_heads)]
@@ -95,19 +114,17 @@ def _calls(cell: Cell, rank: int) -> dict[str, peers.Variant]:
     return variants
 
 
-Measured = dict[str, dict[str, list[float]]]  # seconds of the rounds by direction and strategy
+Rounds = dict[str, dict[str, list[float]]]  # seconds by direction and strategy
 
 
-def _rank(
-    rank: int, world_size: int, cells: list[Cell], rounds: int
-) -> tuple[Topology, list[Machines], list[Measured]]:
+def _rank(rank: int, world_size: int, cells: list[Cell], rounds: int) -> tuple[Topology, list[Machines], list[Rounds]]:
     """The links, and for each cell the speed of a block and the times of all strategies."""
     group, device = dist.group.WORLD, torch.device("cpu")
     assert group is not None
     kind: Any = cells[0].topology
     links = measure_links(group, device, kind)
     machines: list[Machines] = []
-    measured: list[Measured] = []
+    measured: list[Rounds] = []
     for cell in cells:
         sizes = (cell.heads, cell.kv_heads, cell.head_dim)
         machines.append(measure_blocks(cell.keys // cell.ranks, sizes, torch.float32, device, group))
@@ -120,39 +137,37 @@ def _rank(
     return links, machines, measured
 
 
-def _judge(cell: Cell, mbit: float, chosen: Plan, by_rank: list[Measured]) -> list[Found]:
-    found: list[Found] = []
-    for direction in ("forward", "backward"):
-        ranks = [measured[direction] for measured in by_rank]
-        slowest = {n: [max(r) for r in zip(*(rank[n] for rank in ranks), strict=True)] for n in ranks[0]}
-        seconds = {name: statistics.median(rounds) for name, rounds in slowest.items()}
-        predicted = {c.strategy: c.prediction.seconds for c in chosen.of(direction) if c.prediction is not None}
-        best = min(seconds, key=lambda name: seconds[name])
-        found.append(
-            Found(
-                network_name(cell.topology, cell.ranks, mbit),
-                str(cell),
-                mbit,
-                direction,
-                getattr(chosen, direction),
-                best,
-                seconds,
-                predicted,
-            )
-        )
-    return found
+def _slowest(by_rank: list[dict[str, list[float]]]) -> Seconds:
+    """Of each strategy the median round, by the slowest rank."""
+    return {n: statistics.median(map(max, zip(*(rank[n] for rank in by_rank), strict=True))) for n in by_rank[0]}
 
 
-def measure(topology: str, ranks: int, mbit: float, rounds: int, cells: list[Cell]) -> list[Found]:
+def measure(topology: str, ranks: int, mbit: float, rounds: int, cells: list[Cell]) -> list[Measured]:
     """Some problems on one network."""
     with netns.Network(topology, ranks, mbit) as network:
         by_rank = run_distributed(_rank, ranks, cells, rounds, timeout=3600, prepare=network.seat)
     links, machines, _ = by_rank[0]
+    return [
+        Measured(
+            *(topology, ranks, mbit, index, links, machines[index]),
+            {direction: _slowest([rounds[index][direction] for _, _, rounds in by_rank]) for direction in DIRECTIONS},
+        )
+        for index in range(len(cells))
+    ]
+
+
+def judge(measured: Measured) -> list[Found]:
+    """The planner's choice and predictions beside what was measured."""
+    cell = problems(measured.topology, measured.ranks)[measured.problem]
+    strategies = [find_strategy(name) for name in ours(cell)]
+    chosen = plan(strategies, cell.problem, cell.widths, measured.links, measured.machines)
     found: list[Found] = []
-    for index, cell in enumerate(cells):
-        strategies = [find_strategy(name) for name in ours(cell)]
-        chosen = plan(strategies, cell.problem, cell.widths, links, machines[index])
-        found += _judge(cell, mbit, chosen, [measured[index] for _, _, measured in by_rank])
+    for direction in DIRECTIONS:
+        seconds = measured.seconds[direction]
+        predicted = {c.strategy: c.prediction.seconds for c in chosen.of(direction) if c.prediction is not None}
+        best = min(seconds, key=lambda name: seconds[name])
+        ours_is = getattr(chosen, direction)
+        found.append(Found(str(cell), measured.mbit, direction, ours_is, best, seconds, predicted))
     return found
 
 
@@ -192,7 +207,7 @@ def check_model(rounds: int = 2) -> None:
     everything: list[Found] = []
     print(f"shaped links of {SLOW:g} Mbit/s, seconds measured / predicted")
     for topology, ranks in product(netns.TOPOLOGIES, (2, 4, 8)):
-        found = measure(topology, ranks, SLOW, rounds, problems(topology, ranks)[:1])
+        found = judge(measure(topology, ranks, SLOW, rounds, problems(topology, ranks)[:1])[0])
         everything += found
         for one in found:
             pairs = (f"{n} {one.measured[n]:.2f} / {p:.2f}" for n, p in one.predicted.items())
@@ -209,19 +224,21 @@ def main() -> None:
     options = parser.parse_args()
     if reason := netns.available():
         parser.exit(3, f"shaped links cannot be made here: {reason}\n")
-    found: list[Found] = []
+    measured: list[Measured] = []
     if options.json is not None and options.json.exists():
-        found = [Found(**one) for one in json.loads(options.json.read_text())]
+        measured = [Measured.load(fields) for fields in json.loads(options.json.read_text())]
+    found = [one for some in measured for one in judge(some)]
     show(found)
-    known, started = {one.network for one in found}, time.monotonic()
-    for topology, ranks, mbit in networks(options.quick):
-        if network_name(topology, ranks, mbit) in known or time.monotonic() - started > options.seconds:
+    known, started = {(one.topology, one.ranks, one.mbit) for one in measured}, time.monotonic()
+    for network in networks(options.quick):
+        if network in known or time.monotonic() - started > options.seconds:
             continue
-        some = measure(topology, ranks, mbit, options.rounds, problems(topology, ranks))
-        show(some)
-        found += some
+        new = measure(*network, options.rounds, problems(*network[:2]))
+        judged = [one for some in new for one in judge(some)]
+        show(judged)
+        measured, found = measured + new, found + judged
         if options.json is not None:
-            write_atomic(options.json, json.dumps([asdict(one) for one in found], indent=1) + "\n")
+            write_atomic(options.json, json.dumps([asdict(one) for one in measured], indent=1) + "\n")
     print(summarise(found))
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.schedules [--ranks N] [--out docs/images/schedules.svg]
 
-One row a strategy, forward and backward, on ports of a switch; messages are lines from sender to receiver. Drawn for
+One row a strategy, forward and backward, on links that suit it; messages are lines from sender to receiver. Drawn for
 communication that takes about as long as computing, so that both can be seen.
 """
 
@@ -24,22 +24,27 @@ from parallel.ring.traffic import Widths
 from parallel.strategies import find_strategy
 
 SHOWN: dict[str, Kind] = {
+    "local": "port",
     "ring": "ring",
     "bidirectional_ring": "ring",
     "token_ring": "mesh",
     "bidirectional_query": "ring",
-    "allgather_query": "mesh",
     "tile": "port",
     "ulysses": "port",
+    "hybrid": "port",
+    "allgather": "mesh",
+    "allgather_query": "mesh",
 }
 BLOCK, INPUT, RESULT = "#2a6fbb", "#2c8a57", "#d9680f"
 
 
 def draw(axes: Axes, name: str, kind: Kind, direction: str, ranks: int) -> None:
     """One schedule: blocks as bars, inputs and results that travel as lines of two colours."""
+    strategy = find_strategy(name)
+    ranks = 1 if strategy.single else ranks
     layout = contiguous(64 * ranks, ranks)
     problem = plain_scene(layout, layout, FULL, 8, 8).problem
-    schedule = getattr(find_strategy(name), direction)(problem)
+    schedule = getattr(strategy, direction)(problem)
     program = weigh(schedule, Widths(1, 16, 16, 4))
     block = program.flops.sum() / ranks**2
     keys = 2 * 64 * 8 * 16 * 4.0
@@ -59,7 +64,8 @@ def draw(axes: Axes, name: str, kind: Kind, direction: str, ranks: int) -> None:
     axes.tick_params(labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
     exposed = prediction.exposed / prediction.seconds
-    axes.set_title(f"{name}, {direction} ({kind} links): {exposed:.0%} exposed", fontsize=9, loc="left")
+    links = "one rank" if strategy.single else f"{kind} links"
+    axes.set_title(f"{name}, {direction} ({links}): {exposed:.0%} exposed", fontsize=9, loc="left")
 
 
 def main() -> None:
@@ -67,7 +73,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("docs/images/schedules.svg"))
     options = parser.parse_args()
-    figure = Figure(figsize=(11, 1.75 * len(SHOWN)), layout="constrained")
+    figure = Figure(figsize=(11, 1.6 * len(SHOWN)), layout="constrained")
     grid = figure.subplots(len(SHOWN), 2, squeeze=False)
     for row, (name, kind) in zip(grid, SHOWN.items(), strict=True):
         for axes, direction in zip(row, ("forward", "backward"), strict=True):

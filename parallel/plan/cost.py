@@ -8,7 +8,7 @@ from parallel.plan.program import Program, compile_schedule
 from parallel.plan.replay import Machine, Replay, replay
 from parallel.plan.topology import Topology
 from parallel.ring.schedule import Compute, Message, Schedule
-from parallel.ring.traffic import Widths, message_bytes
+from parallel.ring.traffic import TENSORS, Widths, message_bytes
 
 
 def weigh(schedule: Schedule, widths: Widths, unit: float = 1.0) -> Program:
@@ -29,7 +29,7 @@ def weigh(schedule: Schedule, widths: Widths, unit: float = 1.0) -> Program:
         visible = pairs[list(block.query_segments)][:, list(block.key_segments)].sum()
         return float(visible) * len(block.heads) * pair_flops
 
-    return compile_schedule(schedule, size, flops)
+    return compile_schedule(schedule, size, flops, TENSORS[direction])
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Prediction:
     seconds: float
     compute: float  # seconds, of the rank that computes most
     exposed: float  # seconds of communication that no computing hides
-    busiest_link: str
+    busiest_link: str  # that needs longest for its bytes
     busiest_bytes: float
     total_bytes: float  # all messages, once each
     memory: float  # bytes of other ranks' blocks that a rank holds at once, at most
@@ -48,7 +48,7 @@ class Prediction:
 def predict(program: Program, topology: Topology, machine: Machine) -> tuple[Prediction, Replay]:
     """Replay and sum up."""
     run = replay(program, topology, machine)
-    busiest = int(np.argmax(run.link_bytes))
+    busiest = int(np.argmax(run.link_bytes / topology.bandwidth[:-1]))
     return (
         Prediction(
             seconds=run.seconds,

@@ -8,7 +8,7 @@ it crosses the links of others. Hosts are islands where several ranks share one.
 import socket
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fused.block import block_backward, block_forward
 from fused.mask import FULL, BlockMask
+from parallel.agreement import check_agreement
 from parallel.plan.replay import Machine, Machines
 from parallel.plan.topology import Kind, Speed, Topology
 from parallel.ring.channel import GroupChannel
@@ -75,13 +76,21 @@ class _Wires:
 
         return _timed(run, self._group, self._device)
 
-    def speed(self, distance: int) -> tuple[Speed, int]:
+    def post(self) -> float:
+        """Seconds of a rank's host for a tensor that it sends or receives: what eight more of each take."""
+        return max(0.0, self.shift(1, *[1] * 9) - self.shift(1, 1)) / 16
+
+    def together(self, size: int, distances: Sequence[int], latency: float) -> float:
+        """Bytes/s that a rank sends to several others at once, and receives from as many."""
+        return len(distances) * size / max(self.shift(size, *distances) - latency, 1e-9)
+
+    def speed(self, distance: int, post: float) -> tuple[Speed, int]:
         """Of one message to ``distance`` at a time, and a size that takes long enough to compare patterns with."""
         latency = self.shift(1, distance)
         seconds = max(self.shift(PROBE_BYTES, distance) - latency, 1e-9)
         size = int(min(max(PROBE_BYTES, PROBE_BYTES * PROBE_SECONDS / seconds), MAX_BYTES))
         seconds = max(self.shift(size, distance) - latency, 1e-9)
-        return Speed(size / seconds, latency), size
+        return Speed(size / seconds, max(0.0, latency - 2 * post)), size
 
 
 def _island(group: dist.ProcessGroup) -> int:
@@ -97,13 +106,13 @@ def _island(group: dist.ProcessGroup) -> int:
 def measure_links(group: dist.ProcessGroup, device: torch.device, kind: Kind | None = None) -> Topology:
     """The links of a group by a few timed exchanges; ``kind`` where it is known. Collective."""
     wires, size = _Wires(group, device), dist.get_world_size(group)
-    island = _island(group)
+    island, post = _island(group), wires.post()
     if (kind is None and island) or kind == "two_level":
-        inside, _ = wires.speed(1)  # the slowest neighbours are on different hosts
-        between, _ = wires.speed(island or 1)
+        inside, _ = wires.speed(1, post)  # the slowest neighbours are on different hosts
+        between, _ = wires.speed(island or 1, post)
         within = _inside(group, device, island) if island else inside
-        return Topology("two_level", size, within, island or 1, between)
-    speed, probe = wires.speed(1)
+        return Topology("two_level", size, within, island or 1, between, post=post)
+    speed, probe = wires.speed(1, post)
     if kind is None:
         alone = wires.shift(probe, 1)
         if size < 3 or wires.shift(probe, 1, -1) > SHARED * alone:
@@ -111,7 +120,13 @@ def measure_links(group: dist.ProcessGroup, device: torch.device, kind: Kind | N
         else:
             # The second neighbour's message passes a link that carries another; with four ranks it is the antipode.
             kind = "ring" if size > 3 and wires.shift(probe, 2) > SHARED * alone else "mesh"
-    return Topology(kind, size, speed)
+    if size < 3:
+        return Topology(kind, size, speed, post=post)
+    neighbours = (1, -1) if kind == "ring" else range(1, size)
+    together = wires.together(probe, neighbours, speed.latency)
+    if kind == "port":
+        return Topology(kind, size, speed, post=post, crowding=max(1.0, speed.bandwidth / together))
+    return Topology(kind, size, speed, injection=together, post=post)
 
 
 def _inside(group: dist.ProcessGroup, device: torch.device, island: int) -> Speed:
@@ -160,12 +175,18 @@ def measure_blocks(
     q, k = (torch.randn(1, tokens, h, head_dim, dtype=dtype, device=device) for h in (heads, kv_heads))
     small = max(1, tokens // 8)
 
+    def agree() -> None:
+        check_agreement(group, device, (("probe", "links"), ("and", "blocks")), TIMEOUT_SEC)
+
+    calls = {False: _timed(agree, group, device) if device.type == "cpu" else 0.0, True: 0.0}
+
     def machine(products: int, backward: bool) -> Machine:
+        call = calls[backward]
         many, few = (_block_seconds(n, (q, k), backward, group) for n in (tokens, small))
         flops = 2 * products * heads * head_dim
         if many - few < 0.5 * many:  # the block is too small to tell its work from its call
-            return Machine(flops * tokens**2 / many)
+            return Machine(flops * tokens**2 / many, call=call)
         rate = flops * (tokens**2 - small**2) / (many - few)
-        return Machine(rate, max(0.0, few - flops * small**2 / rate))
+        return Machine(rate, max(0.0, few - flops * small**2 / rate), call)
 
     return {"forward": machine(2, False), "backward": machine(5, True)}

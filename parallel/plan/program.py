@@ -1,6 +1,6 @@
 """A schedule as arrays: what every step of every rank sends, waits for, computes and holds, in bytes and FLOPs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -24,6 +24,7 @@ class Program:
     source: Ints
     target: Ints
     size: Floats  # bytes
+    tensors: Ints  # of which it is made
     needed: Ints  # the step in which the receiver waits for it
     point: Ints  # SENT, COMPUTED or MERGED: where in that step
     flops: Floats  # [steps, ranks]
@@ -110,14 +111,18 @@ class _Held:
 
 
 def compile_schedule(
-    schedule: Schedule, message_bytes: Callable[[Message], float], block_flops: Callable[[Compute], float]
+    schedule: Schedule,
+    message_bytes: Callable[[Message], float],
+    block_flops: Callable[[Compute], float],
+    tensors: Mapping[Kind, int],
 ) -> Program:
-    """Translate a schedule; ``message_bytes`` and ``block_flops`` say what its parts weigh."""
+    """Translate a schedule; ``message_bytes`` and ``block_flops`` say what its parts weigh, ``tensors`` of how many
+    tensors its messages are."""
     ranks, steps = len(schedule.ranks), len(schedule.ranks[0])
     weight, work = lru_cache(maxsize=None)(message_bytes), lru_cache(maxsize=None)(block_flops)
     flops, held = np.zeros((steps, ranks)), np.zeros((steps, ranks))
     blocks = np.zeros((steps, ranks), np.int64)
-    rows: list[tuple[int, int, int, float, int, int]] = []
+    rows: list[tuple[int, int, int, float, int, int, int]] = []
     for rank in range(ranks):
         uses, holds = _Uses.of(schedule, rank), _Held(rank, held[:, rank])
         for index, step in enumerate(schedule.ranks[rank]):
@@ -130,11 +135,12 @@ def compile_schedule(
                 holds.compute(block, index, schedule.direction == "backward")
             for message in step.receives:
                 needed, point, last = uses.of_message(message, index)
-                rows.append((exchange(index, message), message.peer, rank, weight(message), needed, point))
+                ends = exchange(index, message), message.peer, rank
+                rows.append((*ends, weight(message), needed, point, tensors[message.kind]))
                 holds.arrive(message, weight(message), index, last)
     rows.sort()
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 6
-    number, source, target, needed, point = (np.array(columns[i], np.int64) for i in (0, 1, 2, 4, 5))
+    columns = list(zip(*rows, strict=True)) if rows else [()] * 7
+    number, source, target, needed, point, parts = (np.array(columns[i], np.int64) for i in (0, 1, 2, 4, 5, 6))
     size = np.array(columns[3], float)
-    messages = number, source, target, size, needed, point
+    messages = number, source, target, size, parts, needed, point
     return Program(ranks, steps, schedule.window, *messages, flops, blocks, held)

@@ -4,7 +4,7 @@ The rules are the engine's: an exchange of a step, of sums and then of inputs, b
 before of its sort has left; a rank posts its receives, waits for inputs that it passes on, sends, waits for the inputs
 of its blocks, computes, and waits for the sums that it merges. Messages of one exchange that share a link share its
 bandwidth, so each takes as long as the fullest link on its way needs for all of them; a transfer begins when both ends
-have posted it and its links have carried what earlier exchanges gave them.
+have posted it, which takes each its time, and its links have carried what earlier exchanges gave them.
 """
 
 from collections.abc import Mapping
@@ -23,6 +23,7 @@ class Machine:
 
     flops: float  # FLOP/s of block attention
     block: float = 0.0  # seconds of a block's call besides
+    call: float = 0.0  # seconds before the first exchange of a call, in which ranks see that they make the same one
 
 
 Machines = Mapping[Direction, Machine]  # a backward block has other products than a forward one, and another rate
@@ -55,9 +56,11 @@ def _loads(size: Floats, paths: Ints, links: int) -> Floats:
     return np.bincount(paths.ravel(), np.repeat(size, paths.shape[1]), links).astype(np.float64)
 
 
-def _transfer(size: Floats, paths: Ints, bandwidth: Floats) -> Floats:
-    """Seconds of each message among the others of its step."""
-    return (_loads(size, paths, len(bandwidth)) / bandwidth)[paths].max(axis=1)
+def _transfer(size: Floats, paths: Ints, topology: Topology) -> Floats:
+    """Seconds of each message among the others of its exchange."""
+    count = len(topology.bandwidth)
+    crowded = np.where(np.bincount(paths.ravel(), minlength=count) > 1, topology.crowding, 1.0)
+    return (_loads(size, paths, count) * crowded / topology.bandwidth)[paths].max(axis=1)
 
 
 def replay(program: Program, topology: Topology, machine: Machine) -> Replay:
@@ -70,7 +73,7 @@ def replay(program: Program, topology: Topology, machine: Machine) -> Replay:
     before = 2 * program.window
     left = np.zeros((2 * program.steps + before, program.ranks))  # when what a rank sent in an exchange has left
     free = np.zeros(len(topology.bandwidth))  # when a link has carried what earlier exchanges gave it
-    clock = np.zeros(program.ranks)
+    clock = np.full(program.ranks, machine.call)
     compute = program.flops / machine.flops + program.blocks * machine.block
     paths = topology.paths(program.source, program.target)
     latency = topology.latency(program.source, program.target)
@@ -79,11 +82,15 @@ def replay(program: Program, topology: Topology, machine: Machine) -> Replay:
         for number in (2 * index, 2 * index + 1):
             here = slice(bounds[number], bounds[number + 1])
             source, target, links = program.source[here], program.target[here], paths[here]
-            posted = clock = np.maximum(clock, left[number])
+            posting = [
+                np.bincount(end, program.tensors[here], program.ranks) * topology.post for end in (target, source)
+            ]
+            posted = clock = np.maximum(clock, left[number]) + posting[0]
             if number % 2:
                 clock = np.maximum(clock, awaited[SENT, index])
+            clock = clock + posting[1]
             start = np.maximum(np.maximum(clock[source], posted[target]), free[links].max(axis=1, initial=0.0))
-            end = start + latency[here] + _transfer(program.size[here], links, topology.bandwidth)
+            end = start + latency[here] + _transfer(program.size[here], links, topology)
             begin[here], arrival[here] = start, end
             np.maximum.at(awaited, (program.point[here], program.needed[here], target), end)
             np.maximum.at(left[number + before], source, end)

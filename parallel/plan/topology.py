@@ -40,6 +40,9 @@ class Topology:
     speed: Speed
     island: int = 0  # ranks of one island (two_level)
     fabric: Speed | None = None  # between islands (two_level)
+    injection: float = np.inf  # bytes/s of one rank over all its links together, each way (ring, mesh)
+    post: float = 0.0  # seconds of a rank's host for every tensor that it sends or receives
+    crowding: float = 1.0  # how much longer messages of one exchange that share a link take than their bytes
 
     def __post_init__(self) -> None:
         if self.kind not in TOPOLOGIES:
@@ -58,13 +61,17 @@ class Topology:
 
     @cached_property
     def bandwidth(self) -> Floats:
-        """Bytes/s of each directed link, and of a last one that no message waits for (padding of paths)."""
-        count = {"port": 2, "ring": 2, "mesh": self.size, "two_level": 4}[self.kind] * self.size
-        speeds = np.full(count + 1, self.speed.bandwidth)
+        """Bytes/s of each directed link, then what limits all of a rank's links together, its way out and its way in,
+        and a last one that no message waits for (padding of paths)."""
+        speeds = np.full(self._links, self.speed.bandwidth)
         if self.fabric is not None:
             speeds[2 * self.size :] = self.fabric.bandwidth
-        speeds[-1] = np.inf
-        return speeds
+        limits = 2 * self.size if np.isfinite(self.injection) else 0
+        return np.concatenate([speeds, np.full(limits, self.injection), [np.inf]])
+
+    @property
+    def _links(self) -> int:
+        return {"port": 2, "ring": 2, "mesh": self.size, "two_level": 4}[self.kind] * self.size
 
     def latency(self, source: Ints, target: Ints) -> Floats:
         """Seconds before the first byte of each message arrives."""
@@ -81,6 +88,12 @@ class Topology:
 
     def paths(self, source: Ints, target: Ints) -> Ints:
         """Numbers of the links that each message takes, ``[messages, longest path]``, padded with the last link."""
+        links = self._between(source, target)
+        if not np.isfinite(self.injection):
+            return links
+        return np.column_stack([links, self._links + source, self._links + self.size + target])
+
+    def _between(self, source: Ints, target: Ints) -> Ints:
         n, pad = self.size, len(self.bandwidth) - 1
         if self.kind == "mesh":
             return (source * n + target)[:, None]
@@ -99,6 +112,8 @@ class Topology:
     def name(self, link: int) -> str:
         """``out 3``, ``3 > 4``, ``fabric in 3``: a directed link for people."""
         n = self.size
+        if link >= self._links:
+            return f"all {'in' if link >= self._links + n else 'out'} {(link - self._links) % n}"
         if self.kind == "mesh":
             return f"{link // n} > {link % n}"
         if self.kind == "ring":

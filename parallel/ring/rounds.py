@@ -45,7 +45,7 @@ def block(problem: Problem, queries: int, keys: int, need: Need) -> Compute:
     return Compute(queries, need.query_segments, keys, need.key_segments, problem.heads)
 
 
-def _by_holder(holders: dict[int, tuple[int, int]], segments: Segments) -> dict[tuple[int, int], Segments]:
+def by_holder(holders: dict[int, tuple[int, int]], segments: Segments) -> dict[tuple[int, int], Segments]:
     """Segments by the ``(hop, rank)`` that had them last."""
     groups: dict[tuple[int, int], Segments] = {}
     for segment in segments:
@@ -68,7 +68,7 @@ def go_round(
         stops = _stops(problem, owner, side, shift, lot)
         for hop, rank, need in stops:
             segments = moved(need, side)
-            for (since, source), some in _by_holder(holders, segments).items():
+            for (since, source), some in by_holder(holders, segments).items():
                 draft.transfer(hop - 1, source, Message(side, owner, some, problem.heads, rank))
                 if since > 0 and returns == "carried" and result is not None:
                     draft.transfer(hop, source, Message(result, owner, some, problem.heads, rank, wide=True), hop)
@@ -80,7 +80,7 @@ def go_round(
                 draft.transfer(hop + 1, rank, Message(result, owner, segments, problem.heads, owner), home)
         if returns == "carried" and result is not None:
             visited = tuple(segment for segment in lot if holders[segment][0] > 0)
-            for (hop, rank), some in _by_holder(holders, visited).items():
+            for (hop, rank), some in by_holder(holders, visited).items():
                 draft.transfer(hop + 1, rank, Message(result, owner, some, problem.heads, owner, wide=True), hop + 1)
 
 

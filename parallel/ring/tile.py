@@ -1,15 +1,21 @@
 """Ranks in rows and columns (Mesh-Attention, arXiv 2512.20968): a row shares its queries, a column its keys and values.
 
-With rows of ``a`` ranks and columns of ``b``, a rank gets the queries of its row straight from their owners and keeps
-them, sees the keys of its column come by as in ring attention, and computes ``a * b`` blocks. What it has summed for a
-query goes home once; so do, backward, the gradients for each shard of keys. A rank sends ``a - 1`` shards of queries
+With rows of ``a`` ranks and columns of ``b``, a rank computes ``a * b`` blocks and sends ``a - 1`` shards of queries
 and results and ``b - 1`` of keys instead of ``a * b - 1`` of either: TokenRing inside the row, a ring over the rows,
 without sending the queries again on every round.
+
+Both sides go round their lines hop by hop. The one of which a rank gets fewer comes first and is kept; each shard of
+the other then meets all that is kept. What was summed for it goes straight home forward, rounded once; gradients travel
+wide anyway and follow their shard one step behind, so that a rank sends to one neighbour and receives from another, and
+no port waits while two messages share one elsewhere.
 """
 
-from parallel.ring.problem import Problem, Segments
-from parallel.ring.rounds import block
-from parallel.ring.schedule import Direction, Draft, Message, Schedule
+from parallel.ring.problem import Problem, Segments, Side
+from parallel.ring.rounds import block, by_holder, moved, stay_home, sum_of
+from parallel.ring.schedule import Direction, Draft, Kind, Message, Schedule
+
+Lines = dict[Side, list[int]]  # the owners of the shards that a rank gets, its own first, in the order of their coming
+OTHER: dict[Side, Side] = {"query": "keys", "keys": "query"}
 
 
 def best_row(problem: Problem) -> int:
@@ -27,68 +33,90 @@ def build(problem: Problem, direction: Direction, row: int | None = None) -> Sch
     draft, size = Draft(problem, direction), problem.world_size
     a = best_row(problem) if row is None else row
     b = size // a
-    for rank in range(size):
-        first = rank - rank % a
-        members = [first + (rank + i) % a for i in range(a)]  # owners of the row's queries, our own first
-        column = [(rank - j * a) % size for j in range(b)]  # owners of the column's keys, as they come by
-        _gather_queries(draft, rank, members, column)
-        _compute(draft, rank, members, column)
+    lines: list[Lines] = [
+        {
+            "query": [rank - rank % a + (rank + i) % a for i in range(a)],
+            "keys": [(rank - j * a) % size for j in range(b)],
+        }
+        for rank in range(size)
+    ]
+    kept: Side = "keys" if b <= a else "query"
+    behind = sum_of(OTHER[kept], direction) if direction == "backward" else None
     for owner in range(size):
-        _pass_keys(draft, owner, a, b)
+        _pass_on(draft, kept, owner, lines, 0)
+        _pass_on(draft, OTHER[kept], owner, lines, min(a, b) - 1, behind)
+    for rank in range(size):
+        _work(draft, kept, rank, lines[rank], behind is None)
+    stay_home(draft)
     return draft.finish()
 
 
-def _union(*segments: Segments) -> Segments:
-    return tuple(sorted(set().union(*segments)))
+def _last_step(kept: int, passing: int) -> int:
+    """The last step, in which the last sums are merged; the last shard that comes by takes one a block."""
+    return (kept - 1) + (passing - 1) + kept
 
 
-def _gather_queries(draft: Draft, rank: int, members: list[int], column: list[int]) -> None:
-    """Each of the row's other queries arrives in the step before its first block."""
-    problem = draft.problem
-    for i, owner in enumerate(members[1:]):
-        needs = [problem.need(owner, keys) for keys in column]
-        segments = _union(*(need.query_segments for need in needs if need is not None))
-        if segments:
-            draft.transfer(i, owner, Message("query", owner, segments, problem.heads, rank))
+def _wanted(problem: Problem, side: Side, owner: int, others: list[int]) -> Segments:
+    """What some shards of the other side meet of the owner's shard."""
+    needs = [problem.need(*((owner, other) if side == "query" else (other, owner))) for other in others]
+    return tuple(sorted({segment for need in needs if need is not None for segment in moved(need, side)}))
 
 
-def _compute(draft: Draft, rank: int, members: list[int], column: list[int]) -> None:
-    """All blocks of a rank, one a step, and its sums on their way home as soon as they are complete.
-
-    Under the last keys our own queries come last, so that other ranks' results travel meanwhile.
-    """
-    problem, a, b = draft.problem, len(members), len(column)
-    backward = draft.direction == "backward"
-    end = a * b  # the step after the last block
-    summed: dict[int, Segments] = {}
-    for j, keys in enumerate(column):
-        order = members if j < b - 1 else [*members[1:], members[0]]
-        key_segments: Segments = ()
-        for i, queries in enumerate(order):
-            step = j * a + i
-            need = problem.need(queries, keys)
-            if need is not None:
-                draft.compute(step, rank, block(problem, queries, keys, need))
-                summed[queries] = _union(summed.get(queries, ()), need.query_segments)
-                key_segments = _union(key_segments, need.key_segments)
-            if j == b - 1 and queries != rank and queries in summed:
-                result = Message("dquery" if backward else "out", queries, summed[queries], problem.heads, queries)
-                draft.transfer(step + 1, rank, result, min(step + 2, end))
-        if backward and keys != rank and key_segments:
-            gradient = Message("dkeys", keys, key_segments, problem.heads, keys)
-            draft.transfer((j + 1) * a, rank, gradient, min((j + 1) * a + 1, end))
+def _pass_on(draft: Draft, side: Side, owner: int, lines: list[Lines], first: int, behind: Kind | None = None) -> None:
+    """A shard goes down its line from step ``first`` on, each segment from the last rank that needed it; the sum
+    ``behind`` it follows one step later, and in the end goes home."""
+    problem, rank, hops = draft.problem, owner, len(lines[owner][side])
+    last = _last_step(len(lines[owner][OTHER[side]]), hops)
+    holders: dict[int, tuple[int, int]] = dict.fromkeys(problem.whole(side, owner), (0, owner))
+    for hop in range(1, hops):
+        rank = lines[rank][side][-1]  # the neighbour whose shard comes to us last gets ours first
+        segments = _wanted(problem, side, owner, lines[rank][OTHER[side]])
+        for (since, source), some in by_holder(holders, segments).items():
+            draft.transfer(first + hop - 1, source, Message(side, owner, some, problem.heads, rank))
+            if since > 0 and behind is not None:
+                carried = Message(behind, owner, some, problem.heads, rank, wide=True)
+                draft.transfer(first + hop, source, carried, first + hop)
+        holders |= dict.fromkeys(segments, (hop, rank))
+    if behind is not None:
+        visited = tuple(segment for segment, (hop, _) in holders.items() if hop > 0)
+        for (hop, rank), some in by_holder(holders, visited).items():
+            step = last if hop == hops - 1 else first + hop + 1
+            home = Message(behind, owner, some, problem.heads, owner, wide=True)
+            draft.transfer(step, rank, home, min(step + 1, last))
 
 
-def _pass_keys(draft: Draft, owner: int, a: int, b: int) -> None:
-    """One shard of keys goes down its column; each segment from the last rank that needed it."""
-    problem, size = draft.problem, draft.problem.world_size
-    holders = dict.fromkeys(problem.whole("keys", owner), owner)
-    for j in range(1, b):
-        rank = (owner + j * a) % size
-        row = range(rank - rank % a, rank - rank % a + a)
-        needs = [problem.need(queries, owner) for queries in row]
-        segments = _union(*(need.key_segments for need in needs if need is not None))
-        for source in sorted({holders[segment] for segment in segments}):
-            some = tuple(segment for segment in segments if holders[segment] == source)
-            draft.transfer((j - 1) * a, source, Message("keys", owner, some, problem.heads, rank))
-        holders |= dict.fromkeys(segments, rank)
+def _work(draft: Draft, kept: Side, rank: int, line: Lines, straight: bool) -> None:
+    """A rank's blocks, but for its own queries and keys, and what it sends home: the sums of what it has kept, and, if
+    ``straight``, of what came by."""
+    problem, passing = draft.problem, OTHER[kept]
+    stock, visitors = line[kept], line[passing]
+    last = _last_step(len(stock), len(visitors))
+
+    def compute(step: int, one: int, two: int) -> None:
+        queries, keys = (one, two) if kept == "query" else (two, one)
+        need = problem.need(queries, keys)
+        if need is not None:
+            draft.compute(step, rank, block(problem, queries, keys, need))
+
+    def send_home(step: int, side: Side, owner: int) -> None:
+        result, segments = sum_of(side, draft.direction), _wanted(problem, side, owner, line[OTHER[side]])
+        if result is not None and segments:
+            home = Message(result, owner, segments, problem.heads, owner)
+            draft.transfer(step, rank, home, min(step + 1, last))
+
+    for step, one in enumerate(stock[1:], 1):
+        compute(step, one, rank)
+    for step, two in enumerate(visitors[1:], len(stock)):
+        if step < len(stock) + len(visitors) - 2:
+            for one in stock:
+                compute(step, one, two)
+            if straight:
+                send_home(step + 1, passing, two)
+            continue
+        # With the last visitor the sums for what is kept are complete, one block a step.
+        for i, one in enumerate(stock[1:]):
+            compute(step + i, one, two)
+            send_home(step + i + 1, kept, one)
+        compute(last - 1, rank, two)
+        if straight:
+            send_home(last, passing, two)

@@ -4,7 +4,13 @@ from collections import Counter
 from dataclasses import dataclass
 
 from parallel.ring.problem import Problem
-from parallel.ring.schedule import Direction, Message, Schedule
+from parallel.ring.schedule import Direction, Kind, Message, Schedule
+
+# Of how many tensors a message is made, as :mod:`parallel.ring.workers` sends it.
+TENSORS: dict[Direction, dict[Kind, int]] = {
+    "forward": {"query": 1, "keys": 2, "out": 2},
+    "backward": {"query": 4, "keys": 2, "dquery": 1, "dkeys": 2},
+}
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,16 @@
 """What the benchmarks on shaped links conclude from times, on times that are made up here."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 
-from benchmarks.links import Cell, Goal, Row, judge
+from benchmarks.links import Cell, Goal, Row, judge, ours
 from benchmarks.overlap import STRATEGIES, busiest_seconds, cell_of
-from benchmarks.regret import Found, summarise
+from benchmarks.regret import DIRECTIONS, Found, Measured, problems, summarise
+from benchmarks.regret import judge as judge_plan
+from parallel.plan.replay import Machine
+from parallel.plan.topology import Speed, Topology
 
 
 def test_a_goal_is_reached_or_missed():
@@ -22,7 +28,7 @@ def test_a_goal_is_reached_or_missed():
 def test_regret_gain_and_errors():
     def found(chosen: str, ring: float, tile: float, predicted: dict[str, float]) -> Found:
         best = "ring" if ring < tile else "tile"
-        return Found("n", "c", 20.0, "forward", chosen, best, {"ring": ring, "tile": tile}, predicted)
+        return Found("c", 20.0, "forward", chosen, best, {"ring": ring, "tile": tile}, predicted)
 
     both = [
         found("tile", 2.0, 1.0, {"ring": 2.0, "tile": 1.1}),
@@ -33,6 +39,19 @@ def test_regret_gain_and_errors():
     assert text.startswith("1 cells, both directions: regret mean 5.0%, median 5.0%, largest 10%")
     assert "1.00x faster than the best single strategy, tile" in text
     assert "off by 5% in the median, 75% of them within 15%" in text
+
+
+def test_plans_are_made_anew_from_what_was_measured():
+    machine = Machine(1e9, 1e-3, 1e-3)
+    links = Topology("ring", 4, Speed(1e6, 1e-3), injection=1.5e6)
+    seconds = {direction: dict.fromkeys(ours(problems("ring", 4)[1]), 1.0) for direction in DIRECTIONS}
+    measured = Measured("ring", 4, 20.0, 1, links, dict.fromkeys(DIRECTIONS, machine), seconds)
+    loaded = Measured.load(json.loads(json.dumps(asdict(measured))))
+    assert loaded == measured
+    forward, backward = judge_plan(loaded)
+    assert forward.cell == str(problems("ring", 4)[1])
+    assert set(backward.predicted) == set(backward.measured)
+    assert forward.predicted[forward.chosen] <= 1.02 * min(forward.predicted.values())
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

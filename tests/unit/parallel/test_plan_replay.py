@@ -97,6 +97,31 @@ def test_compute_hides_what_is_shorter():
     assert overhead.seconds == pytest.approx(4 * 3 + 0.5 * calls)
 
 
+def test_all_links_of_a_rank_together_carry_what_it_can_send():
+    """A mesh whose ranks fill one link and a half: three messages at once take twice as long as one."""
+    work = program("allgather", 4)
+    free, bound = (Topology("mesh", 4, Speed(2.0 * QUERY), injection=most) for most in (np.inf, 3.0 * QUERY))
+    assert replay(work, free, FAST).seconds == pytest.approx(1)
+    assert replay(work, bound, FAST).seconds == pytest.approx(2)
+    assert len(link_loads(work, free)) == 16
+    prediction, _ = predict(work, bound, FAST)
+    assert prediction.busiest_link == "all out 0"
+    assert [bound.name(link) for link in bound.paths(ints(1), ints(3))[0]] == ["1 > 3", "all out 1", "all in 3"]
+
+
+def test_messages_that_share_a_port_at_once_take_longer_than_their_bytes():
+    crowded = Topology("port", 4, Speed(2.0 * QUERY), crowding=1.25)
+    assert replay(program("allgather", 4), crowded, FAST).seconds == pytest.approx(3 * 1.25)
+    assert replay(program("ring", 4), crowded, FAST).seconds == pytest.approx(3)
+
+
+def test_posting_takes_time_for_every_tensor():
+    """A hop of the ring is keys and values, one each way: two receives and two sends; so is a call's agreement."""
+    work, topology = program("ring", 4), Topology("ring", 4, Speed(2.0 * QUERY), post=0.25)
+    assert replay(work, topology, FAST).seconds == pytest.approx(3 * (1 + 4 * 0.25))
+    assert replay(work, topology, Machine(1e18, call=0.5)).seconds == pytest.approx(0.5 + 3 * 2)
+
+
 def test_token_ring_returns_cross_many_links_of_a_ring_but_one_of_a_mesh():
     ring = link_loads(program("token_ring", 8), Topology("ring", 8, Speed(1.0)))
     mesh = link_loads(program("token_ring", 8), Topology("mesh", 8, Speed(1.0)))
