@@ -213,6 +213,6 @@ def _one_fails(rank: int, world_size: int, how: str, folder: str) -> None:
 @pytest.mark.parametrize("how", ["dies", "lags"])
 def test_a_lost_rank_is_named_on_all_others(how: str, tmp_path: Path) -> None:
     with pytest.raises(RankError, match="rank 2 is lost"):
-        run_distributed(_one_fails, 4, how, str(tmp_path), timeout=100)
-    messages = [Path(tmp_path, str(rank)).read_text() for rank in (0, 1, 3)]
+        run_distributed(_one_fails, 3, how, str(tmp_path), timeout=300)
+    messages = [Path(tmp_path, str(rank)).read_text() for rank in (0, 1)]
     assert all("rank 2 is lost" in message for message in messages), messages
