@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-BENCHMARKS := attention experts kernels order loader preselect rephrase inference methods serving
+BENCHMARKS := attention experts kernels order loader preselect rephrase inference methods serving identity
 
 .PHONY: setup demo test lint bench clean
 

@@ -20,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +203,9 @@ def serve(folder: str, descriptor: int) -> None:
     uvicorn.Server(uvicorn.Config(build_app(folder, SETTINGS), log_level="error")).run(sockets=[listener])
 
 
-def run(folder: Path, quick: bool) -> list[Row]:
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """A server of a model in a process of its own; gives its address, and ends it as an operator would."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     command = [sys.executable, "-m", "benchmarks.serving", "--serve", str(folder), str(listener.fileno())]
     process = subprocess.Popen(command, pass_fds=[listener.fileno()])
@@ -210,15 +214,19 @@ def run(folder: Path, quick: bool) -> list[Row]:
         start = time.monotonic()
         httpx.get(f"{url}/ready", timeout=START_SEC).raise_for_status()  # waits in the backlog until it listens
         print(f"ready after {time.monotonic() - start:.1f} s")
-        engine = Engine(folder, EngineConfig(prefix_cache=False))
-        rows = asyncio.run(measure(url, engine, quick))
+        yield url
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, f"SIGTERM ended it with {process.returncode}"
     finally:
         process.kill()
         process.wait()
         listener.close()
-    return rows
+
+
+def run(folder: Path, quick: bool) -> list[Row]:
+    with serving(folder) as url:
+        engine = Engine(folder, EngineConfig(prefix_cache=False))
+        return asyncio.run(measure(url, engine, quick))
 
 
 def main() -> None:

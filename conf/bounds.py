@@ -116,5 +116,5 @@ FRACTIONS = [
     "trainer.beta1",
     "trainer.beta2",
     "generate.top_p",
-    *(f"{command}.engine.kv_budget" for command in COMMANDS),
+    *(f"{command}.engine.{name}" for command in COMMANDS for name in ("kv_budget", "prefill_budget")),
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from conf.errors import ConfigError
 from conf.serving import EngineConfig
 
-TASKS = ("needle", "thread_forward", "thread_backward", "perplexity", "automata")
+TASKS = ("needle", "thread_forward", "thread_backward", "perplexity", "automata", "harness")
 
 
 @dataclass
@@ -23,7 +23,10 @@ class EvaluateConfig:
     text: str = ""  # file whose perplexity is measured
     window: int = 1024  # tokens of it that are read at once
     windows: int = 8
-    policies: list[str] = field(default_factory=list)  # kv_policy:kv_budget to run beside full attention
+    harness: str = ""  # folder of lm-evaluation-harness tasks as YAML files, ``samples`` documents of each
+    policies: list[str] = field(
+        default_factory=list
+    )  # kv_policy:kv_budget or prefill:prefill_budget, beside full attention
     seed: int = 0
     engine: EngineConfig = field(default_factory=EngineConfig)
 
@@ -35,6 +38,8 @@ def check_evaluation(config: EvaluateConfig) -> None:
             raise ConfigError("evaluate.tasks", task, f"the tasks are {', '.join(TASKS)}", "choose among them")
     if "perplexity" in config.tasks and not config.text:
         raise ConfigError("evaluate.text", "", "perplexity needs a text", "evaluate.text=FILE, or drop the task")
+    if "harness" in config.tasks and not config.harness:
+        raise ConfigError("evaluate.harness", "", "harness needs tasks", "evaluate.harness=FOLDER, or drop the task")
     least = {"samples": 1, "pairs": 4, "hops": 2, "strings": 2, "window": 2, "windows": 1}
     for name, low in least.items():
         if getattr(config, name) < low:

@@ -26,6 +26,8 @@ class EngineConfig:
     decode_layers: int = 0  # layers that compute the last token of an output, all the first; 0: always all
     kv_policy: str = "full"  # which tokens are kept or read; all but full are lossy
     kv_budget: float = 0.25  # share of a text's tokens that a policy keeps or reads
+    prefill: str = "full"  # how prompts are computed; all but full are lossy
+    prefill_budget: float = 0.2  # share of the prompt that a lossy way of computing it works on
     ranks: int = 1  # processes over which long prompts and the cache are split
 
 

@@ -15,6 +15,7 @@ from conf.errors import ConfigError, DataError
 from conf.serving import FORMS, EngineConfig
 from data.files import read_json
 from data.tokenize import load_tokenizer
+from inference.attach import attach
 from inference.detokenize import Detokenizer
 from inference.drafters.dynamic_tree import DraftModel
 from inference.drafting import BUSY, Drafter, DraftSize
@@ -25,10 +26,11 @@ from inference.methods import Methods
 from inference.model_runner import Result, load_runner
 from inference.pages import PagePool
 from inference.params import GREEDY, SamplingParams
-from inference.policies import POLICIES, CacheShape
+from inference.prefill import Surroundings
 from inference.ranks import RankedRunner, place
 from inference.sampler import log_probabilities
 from inference.scheduler import Scheduler, Span
+from models.rope import inverse_frequencies
 
 MAX_RUNNING = 8
 COST_TRIALS = 3
@@ -80,6 +82,8 @@ class Engine:
         pages = self._pages(max_running, page_tokens, runner.dtype)
         self.runner, self.cache = place(runner, settings.ranks, pages, page_tokens)
         self.pool = PagePool(pages, page_tokens, settings.prefix_cache)
+        frequencies = inverse_frequencies(self.spec.head_dim, self.spec.rope)
+        self._around = Surroundings(self.spec.layers, frequencies, self.pool)
         self.context = min(self.spec.context, pages * page_tokens)
         self.scheduler = Scheduler(self.pool, max_running, settings.step_tokens, settings.mixed_tokens)
         self.eos_ids = frozenset({self.tokenizer.eos_id, *_declared_ends(self.folder)})
@@ -134,15 +138,10 @@ class Engine:
         matcher = None if params.grammar is None else self._grammars.matcher(params.grammar)
         text = Detokenizer(self.tokenizer.decode)
         methods = params.methods.resolved(self.settings) if task == "generate" else None
-        if methods is not None and (methods.decode_layers or 0) > self.spec.layers:
-            rule = f"must be at most the model's {self.spec.layers} layers"
-            raise ConfigError("decode_layers", methods.decode_layers, rule, "lower it")
         generation = Generation(prompt, params, limit, text, self.eos_ids, salt, task, matcher, methods)
         generation.drafter = params.methods.drafter_for(self.settings)
-        if methods is not None and methods.kv_policy in POLICIES:
-            shape = CacheShape(self.spec.layers, self.spec.kv_heads, self.settings.page_tokens)
-            policy = POLICIES[methods.kv_policy]
-            generation.policy = policy(shape, methods.kv_budget or 1.0, len(prompt), params.seed or 0)
+        if methods is not None:
+            attach(generation, methods, self.spec, self._around)
         return generation
 
     def start_many(self, prompt: Sequence[int], params: SamplingParams, n: int, salt: bytes = b"") -> list[Generation]:
@@ -338,7 +337,7 @@ def check_settings(settings: EngineConfig) -> None:
     """Raises ConfigError for values that no engine can work with."""
     if settings.dtype not in FORMS:
         raise ConfigError("engine.dtype", settings.dtype, f"must be one of {', '.join(FORMS)}", "choose one of them")
-    methods = Methods(settings.kv_policy, settings.kv_budget, settings.drafter)
+    methods = Methods().resolved(settings)
     if settings.draft_tokens:
         methods.drafter_for(settings)
     for item in fields(settings):

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -13,6 +14,9 @@ from inference.methods import Methods
 from inference.params import SamplingParams
 from inference.policies import KVPolicy
 from inference.sampler import Sampler
+
+if TYPE_CHECKING:
+    from inference.prefill.base import PrefillStrategy
 
 MAX_RUNS = 4  # runs of adjacent pages that attention reads in place; more are copied together first
 
@@ -65,6 +69,7 @@ class Generation:
         self.computed = 0  # tokens that the model has seen
         self.evicted = 0  # of them, those whose keys and values are no longer in the cache
         self.policy: KVPolicy | None = None  # None: all are kept and read
+        self.prefill: PrefillStrategy | None = None  # None: all rows are computed over all tokens
         self.drafter = ""  # none
         self.decode_layers = 0 if methods is None else methods.decode_layers or 0
         self.lossy = () if methods is None else methods.lossy  # names of what may change the output
@@ -114,6 +119,8 @@ class Generation:
         self.computed = self.evicted = 0
         if self.policy is not None:
             self.policy.reset()
+        if self.prefill is not None:
+            self.prefill.reset()
         if not self.finished:  # what was gathered along the way comes again
             self.embedding, self.prompt_logprobs = None, []
         return pages

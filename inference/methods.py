@@ -1,9 +1,9 @@
 """Which methods beyond plain computing a request asks for, and which of them may change its output."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from conf.errors import ConfigError
-from conf.methods import DRAFTERS, KV_POLICIES
+from conf.methods import DRAFTERS, KV_POLICIES, PREFILLS
 from conf.serving import EngineConfig
 
 FULL, NONE = "full", "none"
@@ -20,23 +20,30 @@ class Methods:
     kv_budget: float | None = None  # share of a text's tokens that the cache keeps, or that attention reads
     drafter: str | None = None  # or none
     decode_layers: int | None = None  # layers that compute the last token; 0: all, always
+    prefill: str | None = None  # how the prompt is computed
+    prefill_budget: float | None = None  # share of it that is computed, or that attention reads
 
     def __post_init__(self) -> None:
-        if self.kv_policy is not None and self.kv_policy not in KV_POLICIES:
-            raise ConfigError("kv_policy", self.kv_policy, f"one of {', '.join(KV_POLICIES)}", "choose one of them")
         if self.decode_layers is not None and self.decode_layers < 0:
             raise ConfigError("decode_layers", self.decode_layers, "must not be negative", "0 uses all layers")
-        drafters = (*DRAFTERS, NONE)
-        if self.drafter is not None and self.drafter not in drafters:
-            raise ConfigError("drafter", self.drafter, f"one of {', '.join(drafters)}", "choose one of them")
-        if self.kv_budget is not None and not 0 < self.kv_budget <= 1:
-            raise ConfigError("kv_budget", self.kv_budget, "must be above 0 and at most 1 (all)", "0.2 keeps a fifth")
+        names = {"kv_policy": KV_POLICIES, "prefill": PREFILLS, "drafter": (*DRAFTERS, NONE)}
+        for field, choices in names.items():
+            if (value := getattr(self, field)) is not None and value not in choices:
+                raise ConfigError(field, value, f"one of {', '.join(choices)}", "choose one of them")
+        for field in ("kv_budget", "prefill_budget"):
+            if (value := getattr(self, field)) is not None and not 0 < value <= 1:
+                raise ConfigError(field, value, "must be above 0 and at most 1 (all)", "0.2 is a fifth")
 
     def resolved(self, settings: EngineConfig) -> "Methods":
         """With the engine's settings where the request says nothing."""
         own = {name: value for name, value in vars(self).items() if value is not None}
-        usual = Methods(settings.kv_policy, settings.kv_budget, settings.drafter, settings.decode_layers)
+        usual = Methods(**{field.name: getattr(settings, field.name) for field in fields(Methods)})
         found = replace(usual, **own)
+        if found.prefill != FULL and (found.kv_policy != FULL or found.decode_layers):
+            rule = "cannot be combined with kv_policy or decode_layers"
+            raise ConfigError("prefill", found.prefill, rule, "choose one of them")
+        if found.prefill == "cache_blend" and not settings.prefix_cache:
+            raise ConfigError("prefill", found.prefill, "needs what engine.prefix_cache keeps", "prefix_cache=true")
         if settings.ranks > 1 and found.lossy:
             rule = "methods that change outputs run on one rank"
             raise ConfigError("engine.ranks", settings.ranks, rule, f"engine.ranks=1, or without {found.lossy[0]}")
@@ -57,6 +64,8 @@ class Methods:
         found = []
         if self.kv_policy != FULL:
             found.append(f"kv_policy={self.kv_policy}:{self.kv_budget:g}")
+        if self.prefill != FULL:
+            found.append(f"prefill={self.prefill}:{self.prefill_budget:g}")
         if self.decode_layers:
             found.append(f"decode_layers={self.decode_layers}")
         return tuple(found)

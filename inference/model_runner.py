@@ -25,7 +25,7 @@ from models.decoder import Decoder
 from models.hf import load_hf
 from models.mlp import SwiGLU
 from models.moe.exchange import Tokens
-from models.rope import inverse_frequencies
+from models.rope import inverse_frequencies, turn
 from models.spec import ModelSpec
 
 
@@ -71,7 +71,7 @@ class ModelRunner:
         self._model = model if spec.routed else None  # describes tokens for experts
         self._norm = _Norm(model.norm, self.dtype)
         self._head = linear(model.head.weight.detach().to(self.dtype), None, form, pack)
-        self._frequencies = inverse_frequencies(spec.head_dim, spec.rope)
+        self.frequencies = inverse_frequencies(spec.head_dim, spec.rope)
 
     @torch.inference_mode()
     def run(self, spans: Sequence[Span], cache: PagedCache) -> Result:
@@ -88,13 +88,12 @@ class ModelRunner:
             tokens, positions, slots = [], [], []
             for span in mine:
                 tokens += span.tokens
-                positions += positions_of(span)
+                positions += span.positions
                 slots += span.generation.slots(span.place, len(span.tokens), cache.page_tokens)
-            x_TE = self.forward(tokens, positions, slots, StepAttention(cache, mine, self.dtype), cache, layers)
-            if len(passes) == 1:
-                return self.results(spans, x_TE)
-            rows.update(zip(members, x_TE.split([len(span.tokens) for span in mine]), strict=True))
-        return self.results(spans, torch.cat([rows[index] for index in range(len(spans))]))
+            attend = StepAttention(cache, mine, self.dtype)
+            x_TE = self.forward(tokens, positions, slots, attend, cache, layers)
+            rows.update(zip(members, x_TE.split(attend.sizes), strict=True))
+        return self.results(spans, [rows[index] for index in range(len(spans))])
 
     def forward(
         self,
@@ -109,32 +108,37 @@ class ModelRunner:
 
         ``layers`` are those that compute; empty: all.
         """
-        angles = torch.tensor(positions, dtype=torch.float32)[:, None] * self._frequencies
-        turn_T1D = torch.polar(torch.ones_like(angles), angles)[:, None]
-        tokens_T = torch.tensor(tokens, dtype=torch.int64)
-        described = None
-        if self._model is not None:
-            described = self._model.describe(tokens_T[None], torch.tensor(positions)[None]).tokens
-        step = _Step(turn_T1D, torch.tensor(slots, dtype=torch.int64), attend, cache, described)
-        x_TE = F.embedding(tokens_T, self._embedding)
+        step = self._step(tokens, positions, slots, attend, cache)
+        x_TE = F.embedding(torch.tensor(tokens, dtype=torch.int64), self._embedding)
         for index in layers or range(self.spec.layers):
+            if isinstance(attend, StepAttention) and (rows := attend.flow(index, x_TE)) is not None:
+                x_TE, step = rows.x_TE, self._step(rows.tokens, rows.positions, rows.slots, attend, cache)
             x_TE = self._layers[index](index, x_TE, step)
         return x_TE
 
-    def results(self, spans: Sequence[Span], x_TE: Tensor) -> Result:
-        """What the spans' texts ask for, from all of their rows."""
+    def _step(
+        self, tokens: list[int], positions: list[int], slots: list[int], attend: Attend, cache: PagedCache
+    ) -> "_Step":
+        turn_T1D = turn(torch.tensor(positions), self.frequencies)[:, None]
+        described = None
+        if self._model is not None:
+            described = self._model.describe(torch.tensor(tokens)[None], torch.tensor(positions)[None]).tokens
+        return _Step(turn_T1D, torch.tensor(slots, dtype=torch.int64), attend, cache, described)
+
+    def results(self, spans: Sequence[Span], parts: Sequence[Tensor]) -> Result:
+        """What the spans' texts ask for, from the rows of each: the last are those that were computed to the end."""
         logits: list[Tensor | None] = [None] * len(spans)
         hidden: list[Tensor | None] = [None] * len(spans)
         wanted: list[tuple[int, int]] = []  # (span, rows)
         kept = []
-        parts = x_TE.split([len(span.tokens) for span in spans])
         for index, (span, rows_SE) in enumerate(zip(spans, parts, strict=True)):
             if span.generation.task == "embed":
                 hidden[index] = self._norm(rows_SE)
                 continue
             if rows := wanted_rows(span):
                 wanted.append((index, rows))
-                kept.append(rows_SE[span.count - rows : span.count])
+                behind = len(rows_SE) - span.probes
+                kept.append(rows_SE[behind - rows : behind])
         if kept:
             logits_RV = self._head(self._norm(torch.cat(kept))).float()
             split = logits_RV.split([rows for _, rows in wanted])
@@ -247,19 +251,3 @@ def wanted_rows(span: Span) -> int:
     if span.parents is not None or span.generation.params.prompt_logprobs or span.generation.task == "embed":
         return span.count
     return int(span.last)
-
-
-def positions_of(span: Span) -> list[int]:
-    """Positions of a span's tokens."""
-    length = len(span.generation.tokens)
-    return depths(span.start, span.count, span.parents) + list(range(length - span.probes, length))
-
-
-def depths(start: int, count: int, parents: Sequence[int] | None) -> list[int]:
-    """Positions of a chain of tokens, or of a tree."""
-    if parents is None:
-        return list(range(start, start + count))
-    found = [start]
-    for parent in parents[1:]:
-        found.append(found[parent] + 1)
-    return found

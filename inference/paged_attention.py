@@ -7,6 +7,7 @@ Grouped queries (arXiv:2305.13245) that read the same keys are rows of one produ
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from inference.policies.base import KVPolicy
 from inference.scheduler import Span
 from models.spec import ModelSpec
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 Views = Sequence[tuple[Tensor, Tensor]]  # by layer: keys and values [kv_heads, tokens, D]
 Part = tuple[Tensor, Tensor]  # attention over some keys, [kv_heads, group, rows, D], and its log-sum-exp [.., rows, 1]
 
@@ -79,13 +80,28 @@ class _Gathered(Sequence):
         return both[: self._kv_heads], both[self._kv_heads :]
 
 
+@dataclass
+class Rows:
+    """What a layer computes: states [rows, dim], and each row's token, position and slot in the cache."""
+
+    x_TE: Tensor
+    tokens: list[int]
+    positions: list[int]
+    slots: list[int]
+
+
 class StepAttention:
     """The attention of all rows of a step, each text over its own tokens."""
 
     def __init__(self, cache: PagedCache, spans: Sequence[Span], dtype: torch.dtype) -> None:
-        self._sizes = [len(span.tokens) for span in spans]
-        self._spans = []
-        for span, rows in zip(spans, self._sizes, strict=True):
+        self.sizes = [len(span.tokens) for span in spans]
+        self._spans, self._told = [], [(span, list(range(len(span.tokens)))) for span in spans]
+        self._page_tokens = cache.page_tokens
+        for span, rows in zip(spans, self.sizes, strict=True):
+            prefill = span.generation.prefill
+            if prefill is not None and (attention := prefill.attention(cache, span, dtype)) is not None:
+                self._spans.append(attention)
+                continue
             # A single row's own token has been written and is read with the others.
             past, policy = cache.read(span.generation, span.place + int(rows == 1)), span.generation.policy
             if policy is None:
@@ -97,9 +113,31 @@ class StepAttention:
         """Queries [rows, kv_heads, group, D], keys and values [rows, kv_heads, D]; returns [rows, heads * D]."""
         if len(self._spans) == 1:
             return self._spans[0](layer, q_TKGD, k_TKD, v_TKD)
-        rows = (x.split(self._sizes) for x in (q_TKGD, k_TKD, v_TKD))
+        rows = (x.split(self.sizes) for x in (q_TKGD, k_TKD, v_TKD))
         parts = zip(self._spans, *rows, strict=True)
         return torch.cat([attend(layer, q, k, v) for attend, q, k, v in parts])
+
+    def flow(self, layer: int, x_TE: Tensor) -> Rows | None:
+        """The rows that a layer computes where a strategy changes them; None: those of the layer before."""
+        parts = list(x_TE.split(self.sizes))
+        changed = False
+        for index, (attention, x_SE) in enumerate(zip(self._spans, parts, strict=True)):
+            if (moved := attention.flow(layer, x_SE)) is not None:
+                parts[index], offsets = moved
+                self._told[index] = (self._told[index][0], offsets)
+                changed = True
+        if not changed:
+            return None
+        self.sizes = [len(part) for part in parts]
+        found = Rows(torch.cat(parts), [], [], [])
+        for span, offsets in self._told:
+            tokens, first = span.generation.tokens, span.start
+            slots = span.generation.slots(0, span.place + len(span.tokens), self._page_tokens)
+            positions = span.positions
+            found.tokens += [span.tokens[at] if at >= 0 else tokens[first + at] for at in offsets]
+            found.positions += [positions[at] if at >= 0 else first + at for at in offsets]
+            found.slots += [slots[span.place + at] for at in offsets]
+        return found
 
 
 class SpanAttention:
@@ -116,8 +154,7 @@ class SpanAttention:
         parts = self.over_past(layer, q_SKGD)
         if len(q_SKGD) > 1:
             parts.append(self.over_own(q_SKGD, k_SKD, v_SKD))
-        out_KGSD = parts[0][0] if len(parts) == 1 else merged(parts)[0]
-        return out_KGSD.permute(2, 0, 1, 3).reshape(len(q_SKGD), -1)
+        return rows_of(parts)
 
     def over_past(self, layer: int, q_SKGD: Tensor) -> list[Part]:
         """For each run of earlier tokens what the queries get of it."""
@@ -125,9 +162,14 @@ class SpanAttention:
         q_KND = q_SKGD.permute(1, 2, 0, 3).reshape(1, kv_heads, group * rows, width)
         parts = []
         for keys, values in self.past(layer, q_SKGD):
-            out, lse = _flash(q_KND, keys[None], values[None], 0.0, False)
+            out, lse = flash(q_KND, keys[None], values[None], 0.0, False)
             parts.append((out.view(kv_heads, group, rows, width), lse.view(kv_heads, group, rows, 1)))
         return parts
+
+    def flow(self, layer: int, x_SE: Tensor) -> tuple[Tensor, list[int]] | None:
+        """The rows that go into a layer where they change: states, and each one's offset from the span's first token,
+        negative for earlier tokens of the text; None: they stay."""
+        return None
 
     def past(self, layer: int, q_SKGD: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the earlier tokens, in runs."""
@@ -137,7 +179,7 @@ class SpanAttention:
         """What the queries get of each other's tokens: causal, or a draft's ancestors."""
         q_KGSD = q_SKGD.permute(1, 2, 0, 3)
         keys, values = (x.transpose(0, 1)[:, None].expand(q_KGSD.shape) for x in (k_SKD, v_SKD))
-        out, lse = _flash(q_KGSD, keys, values, 0.0, self._mask is None, attn_mask=self._mask)
+        out, lse = flash(q_KGSD, keys, values, 0.0, self._mask is None, attn_mask=self._mask)
         return out, lse[..., None]
 
 
@@ -176,6 +218,23 @@ class PolicyAttention(SpanAttention):
         if rows > 1:
             logits[..., -rows:] += torch.full((rows, rows), -torch.inf).triu(1)
         return logits
+
+
+def rows_of(parts: Sequence[Part]) -> Tensor:
+    """The merged attention of rows over several sets of keys, [rows, heads * D]."""
+    out_KGSD = parts[0][0] if len(parts) == 1 else merged(parts)[0]
+    return out_KGSD.permute(2, 0, 1, 3).flatten(1)
+
+
+def over_keys(q_SKGD: Tensor, keys_KTD: Tensor, values_KTD: Tensor, seen_ST: Tensor | None) -> Part:
+    """What queries get of keys and values [kv_heads, tokens, D], each row of those that ``seen_ST`` says; None: all."""
+    q_KGSD = q_SKGD.permute(1, 2, 0, 3)
+    keys, values = (x[:, None].expand(*q_KGSD.shape[:2], -1, -1) for x in (keys_KTD, values_KTD))
+    mask = None
+    if seen_ST is not None:
+        mask = torch.zeros(seen_ST.shape, dtype=q_SKGD.dtype).masked_fill_(~seen_ST, -torch.inf)
+    out, lse = flash(q_KGSD, keys, values, 0.0, False, attn_mask=mask)
+    return out, lse[..., None]
 
 
 def picked(runs: Sequence[Tensor], chosen: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ class PagePool:
         self._blanks = pages
         self._page_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
+        self._content_of: dict[int, bytes] = {}
+        self._by_content: dict[bytes, tuple[int, int]] = {}  # (page, position of its first token)
         self._unused: OrderedDict[int, None] = OrderedDict()  # remembered, in the order of last use
 
     @property
@@ -88,15 +90,25 @@ class PagePool:
             found.append(page)
         return found
 
-    def keep(self, page: int, key: bytes) -> None:
+    def find(self, content: bytes) -> tuple[int, int] | None:
+        """(page, position of its first token) of remembered tokens, whatever stands before them; None: there is none.
+        ``content`` is ``chained(salt, tokens)`` of one page."""
+        return self._by_content.get(content)
+
+    def keep(self, page: int, key: bytes, content: bytes, start: int) -> None:
         """Remember a full page under its key; the first page of the same text stays the one that is found."""
         if self.remember and key not in self._page_of and page not in self._key_of:
             self._page_of[key] = page
             self._key_of[page] = key
+            self._content_of[page] = content
+            self._by_content[content] = (page, start)
 
     def _forget_oldest(self) -> int:
         page, _ = self._unused.popitem(last=False)
         del self._page_of[self._key_of.pop(page)]
+        content = self._content_of.pop(page)
+        if self._by_content.get(content, (None, 0))[0] == page:
+            del self._by_content[content]
         self._blank[page] = True
         self._blanks += 1
         return page

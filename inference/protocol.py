@@ -84,6 +84,8 @@ class GenerationRequest(BaseModel):
     cache_salt: str | None = Field(None, max_length=256)  # texts of different salts share no cached pages
     kv_policy: str | None = None  # the fields of ``Methods``
     kv_budget: float | None = None
+    prefill: str | None = None
+    prefill_budget: float | None = None
     drafter: str | None = None
     decode_layers: int | None = None
 

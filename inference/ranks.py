@@ -24,9 +24,9 @@ from torch import Tensor
 from conf.errors import ConfigError, RankLost
 from conf.serving import EngineConfig
 from inference.gguf_files import model_folder
-from inference.model_runner import ModelRunner, Result, depths, load_runner, wanted_rows
+from inference.model_runner import ModelRunner, Result, load_runner, wanted_rows
 from inference.paged_attention import PagedCache, Part, SpanAttention, Views, merged
-from inference.scheduler import Span
+from inference.scheduler import Span, depths
 from models.spec import ModelSpec
 from parallel.attention import attend
 from parallel.decode import merge_over_ranks
@@ -154,7 +154,7 @@ class RankedRunner:
         """``ModelRunner.run``; the cache is this object's own."""
         assert cache is self.cache, "every rank computes with the cache that it holds"
         pieces = [Piece(s.start, s.tokens, s.parents, s.generation.runs, wanted_rows(s)) for s in spans]
-        return self._runner.results(spans, self._together(Plan(pieces)))
+        return self._runner.results(spans, self._together(Plan(pieces)).split([len(span.tokens) for span in spans]))
 
     def _move_together(self, source_T: Tensor, target_T: Tensor) -> None:
         """Copy tokens to other places, which may be on other ranks, in all layers."""

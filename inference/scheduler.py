@@ -8,7 +8,7 @@ came last gives its pages back and is computed again later; nothing else fails.
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from inference.generation import Generation
@@ -43,9 +43,25 @@ class Span:
         return self.start - self.generation.evicted
 
     @property
+    def positions(self) -> list[int]:
+        """Positions of the tokens."""
+        length = len(self.generation.tokens)
+        return depths(self.start, self.count, self.parents) + list(range(length - self.probes, length))
+
+    @property
     def last(self) -> bool:
         """Whether the text is computed to its end with this span."""
         return self.parents is not None or self.start + self.count == len(self.generation.tokens)
+
+
+def depths(start: int, count: int, parents: Sequence[int] | None) -> list[int]:
+    """Positions of a chain of tokens, or of a tree."""
+    if parents is None:
+        return list(range(start, start + count))
+    found = [start]
+    for parent in parents[1:]:
+        found.append(found[parent] + 1)
+    return found
 
 
 @dataclass
@@ -105,8 +121,9 @@ class Scheduler:
         size, keys = self.pool.page_tokens, generation.keys
         for index in range(len(keys), computed // size):
             before = keys[-1] if keys else generation.salt
-            keys.append(chained(before, generation.tokens[index * size : (index + 1) * size]))
-            self.pool.keep(generation.pages[index], keys[-1])
+            tokens = generation.tokens[index * size : (index + 1) * size]
+            keys.append(chained(before, tokens))
+            self.pool.keep(generation.pages[index], keys[-1], chained(generation.salt, tokens), index * size)
 
     def _decode(self, generation: Generation, spans: list[Span]) -> Span | None:
         tokens, parents = [generation.tokens[-1]], None
@@ -124,6 +141,8 @@ class Scheduler:
         start, count, probes = generation.computed, min(budget, generation.pending), 0
         if generation.policy is not None and count > 0:
             count, probes = generation.policy.chunk(generation.held, generation.pending, budget)
+        if generation.prefill is not None and count > 0:
+            count, probes = generation.prefill.chunk(generation.pending, budget)
         if generation.params.prompt_logprobs:  # what is to be scored must not be seen before its turn
             probes = 0
         if count <= 0 or not self._make_room(generation, generation.held + count + probes, spans):

@@ -49,6 +49,12 @@ def inverse_frequencies(head_dim: int, spec: RopeSpec, device: torch.device | No
     return frequencies
 
 
+def turn(positions_T: Tensor, frequencies: Tensor) -> Tensor:
+    """The rotation at each position as complex numbers, [T, head_dim / 2], for features whose pairs are neighbours."""
+    angles = positions_T[:, None].float() * frequencies
+    return torch.polar(torch.ones_like(angles), angles)
+
+
 def rotation(positions_BS: Tensor, head_dim: int, spec: RopeSpec) -> Rotation:
     """The rotation of integer positions, [batch, sequence]."""
     frequencies = inverse_frequencies(head_dim, spec, positions_BS.device)

@@ -5,8 +5,9 @@ from typing import Any
 
 from conf.errors import ConfigError
 from conf.evaluate import EvaluateConfig, check_evaluation
+from conf.methods import PREFILLS
 from inference.engine import Engine
-from inference.evaluation import automata, needles, perplexity
+from inference.evaluation import automata, harness, needles, perplexity
 from inference.methods import FULL, NONE, Methods
 
 TASKS: dict[str, Callable[[Engine, EvaluateConfig, str, Methods], dict[str, float]]] = {
@@ -15,6 +16,7 @@ TASKS: dict[str, Callable[[Engine, EvaluateConfig, str, Methods], dict[str, floa
     "thread_backward": needles.measure,
     "perplexity": perplexity.measure,
     "automata": automata.measure,
+    "harness": harness.measure,
 }
 
 
@@ -28,7 +30,8 @@ def evaluate(config: EvaluateConfig, say: Callable[[str], None]) -> dict[str, An
     for entry in config.policies:
         name, _, share = entry.partition(":")
         try:
-            ways[entry] = Methods(kv_policy=name, kv_budget=float(share), drafter=NONE)
+            chosen = {"prefill": name, "prefill_budget": float(share)} if name in PREFILLS[1:] else {}
+            ways[entry] = Methods(**(chosen or {"kv_policy": name, "kv_budget": float(share)}), drafter=NONE)
         except ValueError:
             raise ConfigError("evaluate.policies", entry, "POLICY:BUDGET, as h2o:0.2", "correct it") from None
     engine = Engine(config.model, config.engine)

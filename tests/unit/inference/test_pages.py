@@ -19,8 +19,26 @@ def hold(pool: PagePool, tokens: list[int], salt: bytes = b"") -> list[int]:
         page = pool.take(pages[-1] if pages else None)
         assert page is not None
         pages.append(page)
-        pool.keep(page, key)
+        start = len(pages) * pool.page_tokens - pool.page_tokens
+        pool.keep(page, key, chained(salt, tokens[start : start + pool.page_tokens]), start)
     return pages
+
+
+def test_text_is_found_by_itself_wherever_it_stood_until_its_page_is_needed():
+    pool = PagePool(4, 2)
+    first = hold(pool, [1, 2, 3, 4], b"salt")
+    assert pool.find(chained(b"salt", [3, 4])) == (first[1], 2)
+    assert pool.find(chained(b"", [3, 4])) is None
+    second = hold(pool, [9, 9, 3, 4], b"salt")
+    assert pool.find(chained(b"salt", [3, 4])) == (second[1], 2)  # the newer one
+    pool.release(first)
+    pool.release(second)
+    hold(pool, [7, 7, 8, 8])
+    assert pool.find(chained(b"salt", [1, 2])) is None
+    assert pool.find(chained(b"salt", [3, 4])) == (second[1], 2)
+    hold(pool, [6, 6, 5, 5])
+    assert pool.find(chained(b"salt", [3, 4])) is None
+    assert pool.find(chained(b"", [8, 8])) is not None
 
 
 def test_a_text_grows_side_by_side_while_others_do_too():
@@ -90,7 +108,8 @@ def test_random_histories_neither_lose_nor_double_pages():
                 if (page := pool.take(pages[-1] if pages else None)) is None:
                     break
                 pages.append(page)
-                pool.keep(page, key)
+                start = 2 * len(pages) - 2
+                pool.keep(page, key, chained(b"", tokens[start : start + 2]), start)
             users.append(pages)
         held = [page for pages in users for page in pages]
         assert pool.used == len(set(held))
