@@ -1,13 +1,14 @@
 """Tasks of lm-evaluation-harness, as YAML files in a folder that says where on this machine their data is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from conf.errors import ConfigError, DataError
 from conf.evaluate import EvaluateConfig
 from inference.engine import Engine
-from inference.generation import Generation
+from inference.generation import Generation, Step
 from inference.methods import Methods
 from inference.params import SamplingParams
 
@@ -18,16 +19,16 @@ def measure(engine: Engine, config: EvaluateConfig, task: str, methods: Methods)
     Raises ConfigError without the library, DataError for a folder without tasks.
     """
     try:
-        from lm_eval import simple_evaluate
-        from lm_eval.tasks import TaskManager
+        library: Any = import_module("lm_eval")
+        tasks: Any = import_module("lm_eval.tasks")
     except ImportError as error:
         rule = "harness needs lm-evaluation-harness"
         raise ConfigError("evaluate.tasks", task, rule, "pip install 'sundog[harness]'") from error
     folder = Path(config.harness)
-    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    manager = tasks.TaskManager(include_path=str(folder), include_defaults=False)
     if not (folder.is_dir() and manager.all_tasks):
         raise DataError("evaluate.harness", str(folder), "must hold tasks as YAML files", "correct the path")
-    found: Any = simple_evaluate(
+    found = library.simple_evaluate(
         model=adapter(engine, methods),
         tasks=list(manager.all_tasks),
         task_manager=manager,
@@ -45,9 +46,9 @@ def measure(engine: Engine, config: EvaluateConfig, task: str, methods: Methods)
 
 def adapter(engine: Engine, methods: Methods) -> Any:
     """The engine as the library's ``LM``, all requests of one call in the engine at once."""
-    from lm_eval.api.model import LM
+    base: Any = import_module("lm_eval.api.model").LM
 
-    class Adapter(LM):
+    class Adapter(base):
         def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
             pairs = [_split(engine, *request.args) for request in requests]
             return [(total, greedy) for total, greedy in _scores(engine, pairs, methods)]
@@ -105,7 +106,7 @@ def _complete(engine: Engine, texts: Sequence[Generation]) -> None:
         engine.step()
 
 
-def _steps(text: Generation):
+def _steps(text: Generation) -> Iterator[Step]:
     for news in text.news:
         if isinstance(news, Exception):
             raise news

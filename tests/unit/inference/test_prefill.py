@@ -4,6 +4,7 @@ import math
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from conf.serving import EngineConfig
 from inference.engine import Engine
 from inference.generation import Generation
 from inference.methods import Methods
+from inference.model_runner import ModelRunner
 from inference.paged_attention import StepAttention
 from inference.params import SamplingParams
 from inference.prefill import PREFILLS, Surroundings
@@ -143,6 +145,7 @@ def test_blending_takes_cached_text_wherever_it_stood(fresh: Engine, folder: Pat
     for page in range(-(-count // 4)):
         alone.generation.add_page(100 + page)
     shifted, own = list(range(len(start), len(prompt))), [400 + at for at in range(count)]
+    assert isinstance(fresh.runner, ModelRunner)
     fresh.runner.forward(alone.tokens, shifted, own, StepAttention(fresh.cache, [alone], torch.float32), fresh.cache)
     text = fresh.start(prompt, asks("cache_blend", 0.1))
     fresh.submit(text)
@@ -179,6 +182,7 @@ def test_blending_comes_nearer_the_more_it_computes_and_leaves_other_tenants_alo
 def lazy_oracle(model: Decoder, prompt: list[int], tokens: int, strategy: LazyLLM) -> list[int]:
     """Greedy tokens of LazyLLM, row by row, over dictionaries of what each layer has of each place."""
     spec, group = model.spec, model.spec.heads // model.spec.kv_heads
+    blocks: list[Any] = list(model.layers)
     keys: list[dict[int, Tensor]] = [{} for _ in range(spec.layers)]
     values: list[dict[int, Tensor]] = [{} for _ in range(spec.layers)]
     waiting: dict[int, dict[int, Tensor]] = {border: {} for border in strategy.borders}
@@ -190,7 +194,7 @@ def lazy_oracle(model: Decoder, prompt: list[int], tokens: int, strategy: LazyLL
     def through(rows: dict[int, Tensor], active: list[int]) -> Tensor:
         last, most = max(rows), len(active)
         weights: dict[int, float] = {}
-        for layer, block in enumerate(model.layers):
+        for layer, block in enumerate(blocks):
             if layer in strategy.borders:
                 waiting[layer] |= {place: x for place, x in rows.items() if place != last}
                 young = [place for place in active if place != last]
@@ -261,7 +265,7 @@ def test_sparse_rows_read_the_blocks_that_were_chosen_for_them():
     assert chosen.shape == (2, 3, 6)
     parts = sparse.over_past(0, queries)
     lse = torch.stack([lse for _, lse in parts]).logsumexp(0)
-    out = sum(part * (own - lse).exp() for part, own in parts)
+    out = torch.stack([part * (own - lse).exp() for part, own in parts]).sum(0)
     for head in range(2):
         for row in range(150):
             blocks = chosen[head, row // BLOCK].tolist()
