@@ -7,7 +7,8 @@ receive: besides the two all-to-alls of the rows a layer has one collective and 
 Rank ``r`` of ``ep`` holds the ``r``-th part of *every* group, hence the same number of rows whatever the mix of
 modalities. Where ``ep`` is smaller than the number of ranks that exchange tokens, several ranks hold an expert; they
 divide the experts among themselves (if the numbers allow it) and not the rows, so that an expert's gradient is one
-product over all its rows in the order of their places, as in one process, and not a sum of partial ones.
+product over all its rows in the order of their places, as in one process, and not a sum of partial ones. With ``local``
+pools and ``ep`` 1 nothing travels.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ class Placement:
     groups: tuple[int, ...]
     ranks: int
     ep: int
+    pool: str = "sequence_group"  # or local
 
     def __post_init__(self) -> None:
         if any(size % self.ep for size in self.groups):
@@ -49,7 +51,13 @@ class Placement:
     def parts(self, size: int) -> int:
         """Into how many parts, each for one of the ranks that hold it, a rank's experts of a group are divided."""
         copies = self.ranks // self.ep
-        return copies if self.ep > 1 and (size // self.ep) % copies == 0 else 1
+        stays = self.ep == 1 and self.pool == "local"
+        return 1 if stays or (size // self.ep) % copies else copies
+
+    @property
+    def moves(self) -> bool:
+        """Whether rows travel."""
+        return self.ep > 1 or any(self.parts(size) > 1 for size in self.groups)
 
     def owners(self, source: int) -> list[int]:
         """For each expert the rank that computes it for tokens of ``source``."""
@@ -103,11 +111,10 @@ class ShardedExchange:
         cp: ranks of one sequence.
         layout: which tokens of it each holds.
         placement: of the experts.
-        pool: ``sequence_group`` or ``local``.
     """
 
-    def __init__(self, group: dist.ProcessGroup, cp: int, layout: str, placement: Placement, pool: str) -> None:
-        self.group, self.cp, self.layout, self.placement, self.pool = group, cp, layout, placement, pool
+    def __init__(self, group: dist.ProcessGroup, cp: int, layout: str, placement: Placement) -> None:
+        self.group, self.cp, self.layout, self.placement = group, cp, layout, placement
         self.ranks, self.rank = dist.get_world_size(group), dist.get_rank(group)
 
     def places(self, batch: int, length: int, first_window: int, device: torch.device) -> tuple[Tensor, int]:
@@ -121,7 +128,7 @@ class ShardedExchange:
         everyone = self._gather(torch.stack([index, modality], 1))
         order = everyone[..., 0].flatten().argsort(stable=True)
         places, kinds = everyone.flatten(0, 1)[order].unbind(1)
-        if self.pool == "local":
+        if self.placement.pool == "local":
             places, kinds = index, modality
         segments = segments_of(kinds, places // pool_tokens, groups)
         return Tokens(index, places, allowed(modality, groups), segments, everyone[..., 0], order)
@@ -129,7 +136,7 @@ class ShardedExchange:
     def choose(
         self, values_NE: Tensor, tokens: Tokens, choose: Callable[[Tensor], Tensor], pooled: bool
     ) -> tuple[Tensor, Tensor]:
-        if pooled and self.pool == "sequence_group":
+        if pooled and self.placement.pool == "sequence_group":
             assert tokens.order_T is not None, "tokens were described by this exchange"
             whole_TE = self._gather(values_NE).flatten(0, 1)
             chosen_TE = torch.empty_like(whole_TE, dtype=torch.bool)
@@ -137,7 +144,7 @@ class ShardedExchange:
             chosen_GNE = chosen_TE.view(self.ranks, *values_NE.shape)
             return chosen_GNE[self.rank], chosen_GNE
         mine_NE = choose(values_NE)
-        if self.placement.ep == 1:
+        if not self.placement.moves:
             return mine_NE, mine_NE
         return mine_NE, self._gather(mine_NE.to(torch.uint8)).bool()
 
@@ -145,7 +152,7 @@ class ShardedExchange:
         self, x_ND: Tensor, tokens: Tokens, chosen: tuple[Tensor, Tensor], gates_NE: Tensor, weights: Weights
     ) -> Tensor:
         mine_NE, chosen_GNE = chosen
-        if self.placement.ep == 1:
+        if not self.placement.moves:
             return LocalExchange().mix(x_ND, tokens, (mine_NE, mine_NE), gates_NE, weights)
         assert tokens.places_GN is not None, "tokens were described by this exchange"
         owners = [self.placement.owners(source) for source in range(self.ranks)]
@@ -162,6 +169,12 @@ class ShardedExchange:
         out = home.index_select(0, to_send.argsort())
         gates = gates_of(gates_NE, mine_NE, out.dtype)
         return torch.zeros_like(x_ND, dtype=out.dtype).index_add(0, rows, out * gates[:, None])
+
+    def sum(self, part: Tensor) -> Tensor:
+        if self.placement.pool == "local" and not self.placement.moves:
+            return part
+        dist.reduce(part, group=self.group, group_dst=0)
+        return part if self.rank == 0 else part.zero_()
 
     def _gather(self, values_N: Tensor) -> Tensor:
         """[ranks, N, ...]"""
@@ -221,8 +234,8 @@ def spread_experts(model: Decoder, mesh: Mesh, layout: str) -> None:
     if not experts.groups or max(ep, cp) == 1:
         return
     group = mesh.cp_group if cp >= ep else mesh.experts.get_group("ep")
-    placement = Placement(experts.groups, max(cp, ep), ep)
-    model.control.exchange = ShardedExchange(group, cp, layout, placement, experts.pool)
+    placement = Placement(experts.groups, max(cp, ep), ep, experts.pool)
+    model.control.exchange = ShardedExchange(group, cp, layout, placement)
     if ep == 1:
         return
     for stack in model.modules():

@@ -75,6 +75,11 @@ class Exchange(Protocol):
         """Each token's gated sum of its experts, [N, D]; ``chosen`` is what :meth:`choose` gave."""
         ...
 
+    def sum(self, part: Tensor) -> Tensor:
+        """What this rank adds to a gradient that is summed over ranks in fp32, when ``part`` in fp64 is its own: the
+        sum of the parts on one rank, zeros on the others, so that it is rounded once."""
+        ...
+
 
 def segments_of(modality_T: Tensor, pool_T: Tensor, groups: Sequence[int]) -> list[Segment]:
     """Divide tokens by group, then pool; a pool without tokens of a group has an empty segment there."""
@@ -132,3 +137,6 @@ class LocalExchange:
     ) -> Tensor:
         rows, counts = rows_of(chosen[0])
         return mix_experts(x_ND, rows, gates_of(gates_NE, chosen[0], x_ND.dtype), counts, weights)
+
+    def sum(self, part: Tensor) -> Tensor:
+        return part

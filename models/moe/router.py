@@ -42,20 +42,21 @@ class Observed:
 
 
 class _Logits(torch.autograd.Function):
-    """``x W'`` whose weight gradient is summed in fp64: it hardly depends on how tokens are divided among ranks."""
+    """``x W'`` whose weight gradient is summed in fp64, over ranks too: it hardly depends on who has which tokens."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_ED: Tensor) -> Tensor:
+    def forward(ctx: Any, x_ND: Tensor, weight_ED: Tensor, exchange: Exchange) -> Tensor:
+        ctx.exchange = exchange
         ctx.save_for_backward(x_ND, weight_ED)
         return F.linear(x_ND, weight_ED)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         x_ND, weight_ED = ctx.saved_tensors
         d_weight = torch.zeros_like(weight_ED, dtype=torch.float64)
         for d_rows, rows in zip(grads[0].split(ROWS), x_ND.split(ROWS), strict=True):
             d_weight.addmm_(d_rows.T.double(), rows.double())
-        return grads[0] @ weight_ED, d_weight.to(weight_ED.dtype)
+        return grads[0] @ weight_ED, ctx.exchange.sum(d_weight).to(weight_ED.dtype), None
 
 
 class AuxiliaryRouter(nn.Module):
@@ -116,7 +117,7 @@ class Router(nn.Module):
         way = self.control.way or ("experts" if self.training else causal)
         with torch.autocast(x_ND.device.type, enabled=False):
             x_ND = x_ND.to(torch.promote_types(x_ND.dtype, torch.float32))
-            logits_NE = _Logits.apply(x_ND, self.weight.to(x_ND.dtype))
+            logits_NE = _Logits.apply(x_ND, self.weight.to(x_ND.dtype), self.control.exchange)
             assert isinstance(logits_NE, Tensor)
             noisy_NE = logits_NE + self._noise(tokens.index_N) if self._noisy else logits_NE
             if self.routing == "token_choice":
