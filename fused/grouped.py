@@ -79,38 +79,41 @@ class _Experts(torch.autograd.Function):
         ctx: Any, x: Tensor, rows: Tensor | None, gates: Tensor | None, counts: tuple[int, ...], *flat: Tensor
     ) -> Tensor:
         total, most, hidden = sum(counts), max(counts, default=0), flat[1].shape[2]
-        gate_up = x.new_empty(total, 2 * hidden)
+        activations: list[Tensor] = []  # of each expert: a tensor of all may be so large that its pages are always new
         product = x.new_empty(most, hidden)
         out = x.new_empty(total, x.shape[1])
         mixed = None if rows is None else torch.zeros_like(x)
         for first, part, expert, count in _slices(counts, flat):
             inputs = x[part] if rows is None else x.index_select(0, rows[part])
-            gate, up = torch.mm(inputs, flat[first][expert].T, out=gate_up[part]).chunk(2, 1)
+            activations.append(torch.mm(inputs, flat[first][expert].T))
+            gate, up = activations[-1].chunk(2, 1)
             h = torch.mul(F.silu(gate), up, out=product[:count])
             torch.mm(h, flat[first + 1][expert].T, out=out[part])
             if rows is not None and gates is not None and mixed is not None:
                 mixed.index_add_(0, rows[part], out[part] * gates[part, None])
         ctx.counts = counts
-        ctx.save_for_backward(x, rows, gates, gate_up, None if rows is None else out, *flat)
+        ctx.save_for_backward(x, rows, gates, None if rows is None else out, *flat, *activations)
         return out if mixed is None else mixed
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x, rows, gates, gate_up, out, *flat = ctx.saved_tensors
+        x, rows, gates, out, *rest = ctx.saved_tensors
         counts, d_out = ctx.counts, grads[0].contiguous()
+        filled = len(counts) - counts.count(0)
+        flat, activations = rest[: len(rest) - filled], rest[len(rest) - filled :]
         hidden, most = flat[1].shape[2], max(counts, default=0)
         d_x = torch.zeros_like(x) if rows is not None else torch.empty_like(x)
         d_gates = None if gates is None else torch.empty_like(gates)
         d_flat = [torch.zeros_like(w) if 0 in counts else torch.empty_like(w) for w in flat]
         d_gate_up, d_product = x.new_empty(most, 2 * hidden), x.new_empty(most, hidden)
-        for first, part, expert, count in _slices(counts, flat):
+        for gate_up, (first, part, expert, count) in zip(activations, _slices(counts, flat), strict=True):
             if rows is None or gates is None or d_gates is None or out is None:
                 inputs, d_rows = x[part], d_out[part]
             else:
                 inputs, d_rows = x.index_select(0, rows[part]), d_out.index_select(0, rows[part])
                 d_gates[part] = (d_rows * out[part]).sum(1)
                 d_rows.mul_(gates[part, None])
-            gate, up = gate_up[part].chunk(2, 1)
+            gate, up = gate_up.chunk(2, 1)
             d_h = torch.mm(d_rows, flat[first + 1][expert], out=d_product[:count])
             active = F.silu(gate)
             torch.mm(d_rows.T, active * up, out=d_flat[first + 1][expert])

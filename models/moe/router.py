@@ -12,7 +12,7 @@ from models.moe.exchange import Exchange, LocalExchange, Tokens
 
 CALIBRATION = 0.02  # weight of a step in the running thresholds once 1 / CALIBRATION steps were seen
 
-ROWS = 4096  # of tokens whose router gradient is summed at once
+ROWS = 256  # of tokens whose router gradient is summed at once: few enough for the caches in fp64
 
 Choice = tuple[Tensor, Tensor]  # as Exchange.choose gives it
 
