@@ -13,7 +13,8 @@ from trainers.console import short_number
 from trainers.report import FOLDER, PAGE, RunFolder, number, read_run
 
 CURVES = {"eval/loss": "Held-out loss", "train/loss": "Training loss", "throughput/tokens_per_sec": "Tokens per second"}
-IDENTITY = ("name", "run_dir", "tracker.", "export.", "serve.", "generate.", "sweep.")  # differ without meaning
+# Differ without meaning.
+IDENTITY = ("name", "run_dir", "tracker.", "export.", "serve.", "generate.", "evaluate.", "sweep.")
 LEGEND_RUNS = 10
 
 

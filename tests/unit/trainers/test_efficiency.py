@@ -9,10 +9,11 @@ import pytest
 
 from conf.estimate import flops_per_token, vocabulary
 from data.files import canonical_json, write_atomic
-from launch.preflight import load_config
+from launch.preflight import dump, load_config
 from trainers import efficiency
-from trainers.comparison import write_comparison
+from trainers.comparison import differing, write_comparison
 from trainers.efficiency import Curves, collect, crossings, describe_crossings, first_at, interval, ratio, smooth
+from trainers.report import read_run
 
 Floats = npt.NDArray[np.float64]
 FLOPS: Floats = np.arange(10, 8010, 10, dtype=np.float64)
@@ -98,6 +99,20 @@ def test_a_comparison_shows_the_ratios_beside_the_papers(tmp_path: Path) -> None
     other = run([], 0, 1.0)[0] | {"trainer": {"lr": 1.0}}
     write_atomic(tmp_path / "d" / "config.yaml", canonical_json(other))
     assert "paper" not in write_comparison(folders, tmp_path).read_text(), "learning rates are no seeds"
+
+
+def test_jobs_of_the_experiment_differ_in_seed_and_model_alone(tmp_path: Path) -> None:
+    folders = []
+    for name, variant in (("a", "seed=0"), ("b", "seed=1 model=moma_small_depth experts=moe_4t4i")):
+        config = load_config(
+            ["experiment=moma_small", f"name={name}", f"run_dir='{tmp_path / name}'", *variant.split()]
+        )
+        write_atomic(tmp_path / name / "config.yaml", dump(config))
+        write_atomic(tmp_path / name / "metrics.jsonl", canonical_json(run([], 0, 1.0)[1][0]) + "\n")
+        folders.append(read_run(tmp_path / name))
+    found = differing(folders)
+    assert "seed" in found
+    assert all(key == "seed" or key.startswith("model.") for key in found)
 
 
 def test_the_experiment_compares_equal_flops() -> None:
