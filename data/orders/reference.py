@@ -26,53 +26,55 @@ def order(lists: Lists) -> Array:
 
 def reference(neighbours: Array) -> Array:
     """The order int32 ``[documents]`` from neighbour lists ``[documents, k]``, nearest first, negative: missing."""
-    following, chains, starts = _chains(neighbours)
-    return _merge(neighbours, following, chains, starts)
+    return _merge(neighbours, *_chains(neighbours))
 
 
 def chained(neighbours: Array) -> Array:
     """The order before merging: what the public ``sort`` gives, bit for bit."""
-    following, _, starts = _chains(neighbours)
-    return _write(following, starts, np.empty(0, dtype=np.int32))
+    return _chains(neighbours)[0]
 
 
 @numba.njit(cache=True)
-def _chains(neighbours: Array) -> tuple[Array, Array, Array]:
-    """Each document's successor (-1) and chain, and each chain's first document."""
+def _chains(neighbours: Array) -> tuple[Array, Array]:
+    """The chains one after another, int32 ``[documents]``, and where each begins, with the end."""
     documents, width = neighbours.shape[0], min(NEAREST, neighbours.shape[1])
-    following, chain_of = np.full(documents, -1, dtype=np.int32), np.full(documents, -1, dtype=np.int32)
-    starts = np.empty(documents, dtype=np.int32)
-    chains, length, lowest, current = 0, 0, 0, -1
-    for _ in range(documents):
+    path, bounds = np.empty(documents, dtype=np.int32), np.empty(documents + 1, dtype=np.int32)
+    taken = np.zeros(documents, dtype=np.bool_)  # small: it stays in a core's cache, as lists cannot
+    chains, length, lowest = 0, CHAIN, 0
+    for place in range(documents):
         found = -1
-        if current >= 0 and length < CHAIN:
+        if length < CHAIN:
+            current = path[place - 1]
             for column in range(width):
                 target = neighbours[current, column]
-                if 0 <= target < documents and chain_of[target] < 0:
+                if 0 <= target < documents and not taken[target]:
                     found = target
                     break
+        length += 1
         if found < 0:
-            while chain_of[lowest] >= 0:
+            while taken[lowest]:
                 lowest += 1
             found = lowest
-            starts[chains] = found
+            bounds[chains] = place
             length = 0 if chains == 0 else 1
             chains += 1
-        else:
-            following[current] = found
-            length += 1
-        chain_of[found] = chains - 1
-        current = found
-    return following, chain_of, starts[:chains]
+        taken[found] = True
+        path[place] = found
+    bounds[chains] = documents
+    return path, bounds[: chains + 1]
 
 
 @numba.njit(cache=True)
-def _merge(neighbours: Array, following: Array, chain_of: Array, starts: Array) -> Array:
+def _merge(neighbours: Array, path: Array, bounds: Array) -> Array:
     documents, width = neighbours.shape[0], min(NEAREST, neighbours.shape[1])
-    before = np.full(documents, -1, dtype=np.int32)
-    for node in range(documents):
-        if following[node] >= 0:
-            before[following[node]] = node
+    following, before = np.full(documents, -1, dtype=np.int32), np.full(documents, -1, dtype=np.int32)
+    chain_of, starts = np.empty(documents, dtype=np.int32), np.empty(len(bounds) - 1, dtype=np.int32)
+    for chain in range(len(starts)):
+        starts[chain] = path[bounds[chain]]
+        for place in range(bounds[chain], bounds[chain + 1]):
+            chain_of[path[place]] = chain
+            if place > bounds[chain]:
+                following[path[place - 1]], before[path[place]] = path[place], path[place - 1]
     last, left = np.empty(documents, dtype=np.int32), 0
     members = np.empty(documents, dtype=np.int32)
     for chain in range(len(starts)):
