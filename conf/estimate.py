@@ -78,55 +78,6 @@ def flops_per_token(model: ModelConfig, vocab_size: int, context: int) -> tuple[
 KEYS_TRAVEL = ("ring", "bidirectional_ring", "allgather")  # strategies that move keys and values, not queries
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one rank."""
-
-    state: int  # parameters, gradients and the two AdamW moments
-    activations: int
-    buffers: int  # of sequence parallelism
-
-    @property
-    def total(self) -> int:
-        return self.state + self.activations + self.buffers
-
-
-def state_bytes(config: RunConfig, vocab_size: int) -> int:
-    """Bytes of one rank's parameters, gradients and two AdamW moments, all fp32: 16 a parameter, less what is spread.
-
-    FSDP2 spreads all of it over ``dp_shard x cp``. ZeRO spreads moments (1), gradients (2) and parameters (3) over all
-    ranks and works on a copy of a rank's part of the parameters.
-    """
-    mesh, parameters = mesh_sizes(config), parameter_count(config.model, vocab_size)
-    whole, spread = {"ddp": (16, 0), "zero1": (8, 12), "zero2": (4, 16), "zero3": (0, 20)}.get(
-        config.sharding.kind, (0, 16)
-    )
-    return whole * parameters + spread * parameters // (mesh.dp_shard * mesh.cp)
-
-
-def memory_per_rank(config: RunConfig, vocab_size: int) -> Memory:
-    """Predict the peak of tensor memory of one rank, in bytes.
-
-    State: see :func:`state_bytes`.
-    Activations per token and layer: what autograd saves of a Llama block (its inputs, both norms' outputs, q, k, v,
-    attention output, gate, up, their product), or the block's input alone when recomputed. The loss forms its gradient
-    chunk by chunk: two chunks of fp32 logits, the gradient of the last hidden state and one of the head's weight.
-    """
-    mesh, model, trainer = mesh_sizes(config), config.model, config.trainer
-    width = 2 if trainer.precision == "bf16" else 4
-    head_dim = model.head_dim or model.dim // model.heads
-    state = state_bytes(config, vocab_size)
-    tokens = micro_batch(config) * config.data.context // mesh.cp
-    qkv = head_dim * (model.heads + 2 * model.kv_heads)
-    experts = model.experts.active if model.experts.groups else 1.0  # saved rows are those that experts took
-    block = 4 * model.dim + qkv + 2 * head_dim * model.heads + round(experts * 4 * ffn_width(model))
-    saved = model.layers * model.dim + block if trainer.recompute == "full" else model.layers * block
-    logits = 2 * 4 * min(tokens * vocab_size, LOGIT_CHUNK)
-    loss = logits + tokens * model.dim * width + vocab_size * model.dim * (4 + width)
-    activations = tokens * saved * width + loss
-    return Memory(state, activations, ring_buffer_bytes(config))
-
-
 def ring_buffer_bytes(config: RunConfig) -> int:
     """Bytes in flight of sequence parallelism on one rank: two blocks each way, whatever the number of ranks; only
     ``allgather`` and ``allgather_query`` keep what they fetch from all of them."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from cluster.wire import Disk, Receiver, bandwidth, disk
 from conf.errors import EXIT_DONE, EXIT_RESOURCES, SundogError
-from conf.estimate import memory_per_rank, parameter_count, vocabulary
+from conf.estimate import parameter_count, vocabulary
+from conf.memory import memory_per_rank
 from conf.schema import RunConfig
 from data.corpora import open_corpus
 from launch.plan import human_bytes

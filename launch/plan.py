@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from conf.estimate import flops_per_token, memory_per_rank, parameter_count, ring_traffic, vocabulary
+from conf.estimate import flops_per_token, parameter_count, ring_traffic, vocabulary
+from conf.memory import memory_per_rank
 from conf.rules import mesh_sizes, micro_batch
 from conf.schema import RunConfig
 from parallel.plan.choose import DIRECTIONS, explain

@@ -17,6 +17,7 @@ from conf.errors import ConfigError
 from conf.schema import RunConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+LARGEST_BUCKET = 500_000_000  # numbers that are exchanged at once, DeepSpeed's own default
 
 
 class ZeroModel(nn.Module):
@@ -186,8 +187,10 @@ def require_deepspeed(kind: str) -> None:
         raise ConfigError("sharding.kind", kind, rule, "pip install 'sundog[deepspeed]', or sharding=fsdp")
 
 
-def _settings(config: RunConfig, stage: int) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": stage}
+def _settings(config: RunConfig, stage: int, parameters: int) -> dict[str, Any]:
+    # DeepSpeed allocates a whole bucket, 2 GB unless told, however small the model is.
+    bucket = min(parameters, LARGEST_BUCKET)
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if config.sharding.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
     if config.sharding.offload == "all":
@@ -234,6 +237,6 @@ def shard_by_zero(model: nn.Module, optimizer: torch.optim.Optimizer, config: Ru
     """
     require_deepspeed(config.sharding.kind)
     stage = int(config.sharding.kind.removeprefix("zero"))
-    settings = _settings(config, stage)
+    settings = _settings(config, stage, sum(parameter.numel() for parameter in model.parameters()))
     engine = _load(device)(model=model, optimizer=optimizer, config=settings, dist_init_required=False)[0]
     return ZeroModel(engine, stage)

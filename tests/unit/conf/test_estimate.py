@@ -2,7 +2,7 @@
 
 import pytest
 
-from conf.estimate import flops_per_token, memory_per_rank, parameter_count, ring_buffer_bytes, ring_traffic
+from conf.estimate import flops_per_token, parameter_count, ring_buffer_bytes, ring_traffic
 from conf.schema import ExpertsConfig, ModelConfig, RunConfig
 from launch.preflight import load_config
 
@@ -53,26 +53,6 @@ def test_flops_are_those_that_torch_counts(model: ModelConfig, vocabulary: int, 
     total, attention = flops_per_token(model, vocabulary, context)
     assert counts.pop("aten.bmm") == 2 * attention
     assert sum(counts.values()) == total - attention
-
-
-def test_zero_spreads_moments_then_gradients_then_parameters() -> None:
-    config = RunConfig()
-    config.cluster.ranks = 4
-    parameters, found = parameter_count(config.model, 1000), []
-    for kind in ("zero1", "zero2", "zero3", "fsdp"):
-        config.sharding.kind = kind
-        found.append(memory_per_rank(config, 1000).state / parameters)
-    assert found == pytest.approx([8 + 3, 4 + 4, 5, 4], rel=1e-4)
-
-
-def test_fsdp_divides_the_state_and_not_the_activations() -> None:
-    config = RunConfig()
-    config.cluster.ranks, config.sequence.degree = 8, 2
-    whole = memory_per_rank(config, 4096)
-    config.sharding.kind = "fsdp"
-    spread = memory_per_rank(config, 4096)
-    assert spread.state == whole.state // 8
-    assert spread.activations == whole.activations
 
 
 def test_traffic_follows_the_volume_table() -> None:
