@@ -1,6 +1,6 @@
 """The engine beside Hugging Face ``generate``: same weights, same threads, same tokens, taking turns in one process.
 
-    python -m benchmarks.inference [--quick] [--json FILE] [--model FOLDER] [--threads N] [--rounds N]
+    python -m benchmarks.inference [--quick] [--json FILE] [--model FOLDER] [--threads N] [--rounds N] [--only PARTS]
 
 Without a folder the model has random weights in the sizes of SmolLM2-135M, which take the same time as trained ones;
 its greedy outputs soon repeat themselves, which is what the rows on drafting need. Times are CPU time of the process,
@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a Llama folder with a tokenizer")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", help="some of prefill,decode,drafting,quantised")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
@@ -157,10 +158,14 @@ def main() -> None:
             model = Decoder(TINY if options.quick else SMOLLM2).initialise(0)
             save_hf(model, folder, Path(scratch) / "tokenizer")
         bench = Bench(folder, rounds)
-        prefill(bench)
-        decode(bench, tokens)
-        drafting(bench, 2 * tokens)
-        quantised(bench, tokens)
+        parts: dict[str, Callable[[], None]] = {
+            "prefill": lambda: prefill(bench),
+            "decode": lambda: decode(bench, tokens),
+            "drafting": lambda: drafting(bench, 2 * tokens),
+            "quantised": lambda: quantised(bench, tokens),
+        }
+        for name in options.only.split(",") if options.only else parts:
+            parts[name]()
     notes = [f"{options.threads} thread(s); load average {load:.1f} before and {os.getloadavg()[0]:.1f} after"]
     report(bench.rows, options.json, "Inference engine", notes)
 
