@@ -207,6 +207,9 @@ def _one_fails(rank: int, world_size: int, how: str, folder: str) -> None:
         attend(q, q, q, **call)
     except SundogError as error:
         Path(folder, str(rank)).write_text(str(error))
+        deadline = time.monotonic() + 60
+        while len(os.listdir(folder)) < world_size - 1 and time.monotonic() < deadline:
+            time.sleep(0.1)  # a rank that ends stops the others: let each say what it found
         raise
 
 
