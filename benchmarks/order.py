@@ -111,6 +111,7 @@ def peak_growth(ids: Array, similarities: Array, kind: str, scratch: Path) -> in
     here, there = context.Pipe()
     process = context.Process(target=walk_from_files, args=(there, files, kind))
     process.start()
+    there.close()  # so that the end of a process that fails is seen
     here.recv()
     before = peak = resident(process.pid or 0)
     here.send(None)
