@@ -109,7 +109,8 @@ def _spread(config: RunConfig, parameters: int, layer: int, table: int) -> _Spre
         return _Spread(16 * parameters, 4 * table, 0)
     if kind in FSDP:
         part = parameters // (mesh.dp_shard * mesh.cp)
-        return _Spread(12 * part, 4 * part, 4 * parameters, 0, 4 * (tables + 2 * layer), 8 * table)
+        exchanged = 8 * layer + 4 * layer // (mesh.dp_shard * mesh.cp)  # a block's gradients, whole twice, and the part
+        return _Spread(12 * part, 4 * part, 4 * parameters, exchanged, 4 * (tables + 2 * layer), 4 * table)
     part, bucket = parameters // mesh.ranks, 4 * parameters
     if kind == "zero3":
         return _Spread(16 * part, 4 * part, 4 * part, bucket, 4 * (tables + 2 * layer), 4 * table)
