@@ -79,7 +79,7 @@ def memory_per_rank(config: RunConfig, vocab_size: int) -> Memory:
         (accumulated, all_kept + casts + loss),
         (accumulated, all_kept + casts + 2 * (hidden + 4 * table)),
         (lies.bucket + max(accumulated, 4 * table), all_kept - 3 * hidden + through),
-        (lies.bucket + max(lies.gradients - 4 * layer, 4 * table), tokens * kept.forward + through),
+        (lies.bucket + max(lies.gradients + lies.whole - 4 * layer, 4 * table), tokens * kept.forward + through),
         (lies.bucket + lies.gradients + lies.whole, 4 * table + hidden),
     ]
     gradients, activations = max(moments, key=sum)
