@@ -11,6 +11,8 @@ from conf.rules import mesh_sizes, micro_batch
 from conf.schema import ModelConfig, RunConfig
 from conf.shard import FSDP
 
+ZERO_BUCKET, ZERO_LIVE = 500_000_000, 1_000_000_000  # DeepSpeed's defaults for numbers exchanged and gathered at once
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -100,7 +102,8 @@ class _Spread:
 
 def _spread(config: RunConfig, parameters: int, layer: int, table: int) -> _Spread:
     """ddp on several ranks keeps its gradients in buckets. FSDP2 gathers the tables and two blocks. ZeRO keeps an fp32
-    copy of a rank's part of the weights and exchanges gradients through a bucket as large as the model."""
+    copy of a rank's part of the weights and exchanges gradients through a bucket as large as the model; stage 3
+    keeps the bucket and its part of the gradients, and gathers up to ``ZERO_LIVE`` numbers."""
     mesh, kind = mesh_sizes(config), config.sharding.kind
     tables = table * (1 if config.model.tie_embeddings else 2)
     if kind == "ddp":
@@ -111,7 +114,7 @@ def _spread(config: RunConfig, parameters: int, layer: int, table: int) -> _Spre
         part = parameters // (mesh.dp_shard * mesh.cp)
         exchanged = 8 * layer + 4 * layer // (mesh.dp_shard * mesh.cp)  # a block's gradients, whole twice, and the part
         return _Spread(12 * part, 4 * part, 4 * parameters, exchanged, 4 * (tables + 2 * layer), 4 * table)
-    part, bucket = parameters // mesh.ranks, 4 * parameters
+    part, bucket = parameters // mesh.ranks, 4 * min(parameters, ZERO_BUCKET)
     if kind == "zero3":
-        return _Spread(16 * part, 4 * part, 4 * part, bucket, 4 * (tables + 2 * layer), 4 * table)
+        return _Spread(20 * part + bucket, 0, 0, 4 * part, 4 * min(parameters, ZERO_LIVE), 4 * table)
     return _Spread(4 * parameters + 12 * part, 4 * part, 4 * part, bucket, 0, 4 * table)
