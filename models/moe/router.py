@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from models.moe.choice import expert_choice, gates, logistic_noise, token_choice
 from models.moe.exchange import Exchange, LocalExchange, Tokens
 
+EPS = 1e-6  # of thresholds from 0 and 1
 CALIBRATION = 0.02  # weight of a step in the running thresholds once 1 / CALIBRATION steps were seen
-
+AUXILIARY_CALIBRATION = 0.2  # the same for auxiliary routers, which change while they learn
 ROWS = 256  # of tokens whose router gradient is summed at once: few enough for the caches in fp64
 
 Choice = tuple[Tensor, Tensor]  # as Exchange.choose gives it
@@ -60,7 +61,7 @@ class _Logits(torch.autograd.Function):
 
 
 class AuxiliaryRouter(nn.Module):
-    """Guesses from one token what the batch would choose: ``W2 silu(W1 x)`` (MoMa, section 2.4 and appendix A.2)."""
+    """Corrects from one token what the thresholds choose: ``W2 silu(W1 x)`` (MoMa, section 2.4 and appendix A.2)."""
 
     def __init__(self, dim: int, experts: int) -> None:
         super().__init__()
@@ -129,7 +130,7 @@ class Router(nn.Module):
             if self.training:
                 self._observe(choice[0], tokens)
             if self.control.learn_auxiliary and self.training:
-                self._learn(x_ND, choice[0], tokens)
+                self._learn(self._guess(x_ND, logits_NE), choice[0], tokens)
             return choice, gates(noisy_NE, choice[0], self.evenness)
 
     @property
@@ -172,10 +173,17 @@ class Router(nn.Module):
     def _by_threshold(self, x_ND: Tensor, logits_NE: Tensor, tokens: Tokens, way: str) -> Choice:
         logits, threshold = logits_NE, self.threshold
         if way == "auxiliary":
-            assert self.auxiliary is not None, "this model has no auxiliary routers"
-            logits, threshold = self.auxiliary(x_ND), self.auxiliary_threshold
+            logits, threshold = self._guess(x_ND, logits_NE), self.auxiliary_threshold
         accepted = (torch.sigmoid(logits.detach().float()) >= threshold) & tokens.allowed_NE
         return self.control.exchange.choose(accepted, tokens, lambda x: x, pooled=False)
+
+    def _guess(self, x_ND: Tensor, logits_NE: Tensor) -> Tensor:
+        """Logits of the auxiliary choice, [N, E] in fp32: how far the router's own lie above the threshold, corrected.
+
+        The paper's router of this form guesses from the token alone and has to find again what the frozen router says.
+        """
+        assert self.auxiliary is not None, "this model has no auxiliary routers"
+        return (self.auxiliary(x_ND.detach()) + logits_NE.detach() - torch.logit(self.threshold, EPS)).float()
 
     def _seen(self) -> Observed:
         if self.observed is None:
@@ -194,10 +202,8 @@ class Router(nn.Module):
             seen.covered[group] += torch.stack([(member_N & (many_N == n)).sum() for n in range(3)])
             start += size
 
-    def _learn(self, x_ND: Tensor, chosen_NE: Tensor, tokens: Tokens) -> None:
+    def _learn(self, logits_NE: Tensor, chosen_NE: Tensor, tokens: Tokens) -> None:
         """Binary cross-entropy of the auxiliary router against the experts' choice; calibrates its thresholds."""
-        assert self.auxiliary is not None, "this model has no auxiliary routers"
-        logits_NE = self.auxiliary(x_ND.detach()).float()
         seen = self._seen()
 
         def calibrate(logits_TE: Tensor) -> Tensor:
@@ -234,4 +240,4 @@ class Router(nn.Module):
         number = seen.pools.clamp_min(1)
         self.threshold.lerp_(seen.lowest / number, weight)
         if self.control.learn_auxiliary:
-            self.auxiliary_threshold.lerp_(seen.lowest_auxiliary / number, weight)
+            self.auxiliary_threshold.lerp_(seen.lowest_auxiliary / number, (seen.pools > 0) * AUXILIARY_CALIBRATION)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models.cache import KVCache
 from models.decoder import Decoder
+from models.moe.upcycle import add_auxiliary
 from tests.unit.models.builders import SMALL
 from tests.unit.models.moe import mixed_tokens, moe_model
 
@@ -25,8 +26,11 @@ LOOKS_AHEAD = [name for name in MODELS if name not in ("1t1i", "token choice")]
 
 
 def calibrated(name: str) -> Decoder:
-    """A model whose thresholds have seen a few batches."""
+    """A model whose thresholds have seen a few batches, with auxiliary routers that correct them."""
     model = moe_model(**MODELS[name])
+    for router in model.routers():
+        if router.auxiliary is not None:
+            torch.nn.init.normal_(router.auxiliary.out.weight)
     model.control.learn_auxiliary = "auxiliary" in name
     for seed in range(5):
         tokens, positions = mixed_tokens(4, 48, seed=seed)
@@ -88,6 +92,13 @@ def test_thresholds_take_about_as_many_tokens_as_the_experts_do() -> None:
     model = calibrated("4t4i")
     by_experts, by_threshold = loads(model, "experts"), loads(model, "threshold")
     assert 0.8 < (by_threshold.sum() / by_experts.sum()).item() < 1.25
+
+
+def test_auxiliary_routers_begin_with_the_choice_of_the_thresholds() -> None:
+    model = calibrated("4t4i")
+    grown, (tokens, positions) = add_auxiliary(model, 1).eval(), mixed_tokens(2, 48, seed=5)
+    with torch.no_grad():
+        assert torch.equal(grown(tokens, positions), model.eval()(tokens, positions))
 
 
 def test_auxiliary_routers_learn_the_choice_of_a_frozen_model() -> None:
