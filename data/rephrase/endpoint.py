@@ -111,7 +111,7 @@ async def _answer_all(
             async with asyncio.TaskGroup() as group:
                 for _ in range(limits.slots):
                     group.create_task(work())
-        except* (ConfigError, ResourceError) as found:
+        except BaseExceptionGroup as found:  # a signal's too, where the command itself asks
             raise found.exceptions[0] from None
     tally.seconds = time.monotonic() - start
     return tally

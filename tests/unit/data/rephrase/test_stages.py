@@ -103,9 +103,8 @@ def test_a_killed_run_goes_on_and_repeats_no_request(config: RunConfig) -> None:
                 raise Killed
 
         patch.setattr(Store, "put", stop_after_ten)
-        with pytest.raises(ExceptionGroup) as failed:
+        with pytest.raises(Killed):
             ask(config, served)
-        assert failed.group_contains(Killed)
         patch.undo()
         answered = ask(config, served)
     assert answered.figures["generated"]["cached"] == len(done) >= 10
