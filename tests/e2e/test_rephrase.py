@@ -54,12 +54,18 @@ def stored(folder: Path, served: Served) -> set[str]:
         return set(store.get(served.attempts))
 
 
+def contents(stage: Path) -> list[str]:
+    """The digests of a stage's files; their names also tell how long answers took."""
+    return sorted(entry["sha256"] for entry in read_manifest(stage).files.values())
+
+
 def test_a_killed_command_goes_on_and_repeats_nothing_that_was_answered(tmp_path: Path) -> None:
     """SIGKILL, then SIGTERM: what was in flight may be sent again; a request whose answer is kept never is."""
     disturbed, calm = tmp_path / "disturbed", tmp_path / "calm"
     disturbed.mkdir()
     calm.mkdir()
-    settings = rephrase_settings(disturbed)
+    common = rephrase_settings(tmp_path)
+    settings = [*common, f"data.dir={disturbed}/data", f"run_dir={disturbed}/run"]
     with chat_server(lambda attempt, body: "later", good_answer) as served:
         kept: list[set[str]] = []
         sent: list[dict[str, int]] = []
@@ -75,8 +81,8 @@ def test_a_killed_command_goes_on_and_repeats_nothing_that_was_answered(tmp_path
         assert len(set(attempts) - names) <= SLOTS  # in flight: sent, and no answer kept
     assert sum(count - 1 for count in served.attempts.values()) <= 2 * SLOTS
     with chat_server(answer=good_answer) as undisturbed:
-        finish(start(calm, rephrase_settings(calm), undisturbed))
+        finish(start(calm, [*common, f"data.dir={calm}/data", f"run_dir={calm}/run"], undisturbed))
     assert set(undisturbed.attempts) == set(served.attempts)
     for stage in ("rephrase/judged", "mixed/curated", "mixed/packed-random-64"):
-        ours, theirs = (read_manifest(folder / "data" / stage).files for folder in (disturbed, calm))
+        ours, theirs = (contents(folder / "data" / stage) for folder in (disturbed, calm))
         assert ours == theirs
