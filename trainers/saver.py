@@ -40,11 +40,6 @@ class Saver:
         self._thread.shutdown()
 
     @property
-    def pending(self) -> bool:
-        """Whether a checkpoint was begun and not finished."""
-        return self._writing is not None
-
-    @property
     def writing(self) -> bool:
         """Whether this rank's thread is at work."""
         return self._writing is not None and not self._writing.done()
