@@ -4,9 +4,9 @@ Unknown fields are ignored, as other servers of this API do. A known field that 
 not do is refused when its value asks for it (``UNSUPPORTED``).
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt
 
 from conf.errors import ConfigError
 from inference.methods import Methods
@@ -24,6 +24,17 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "audio": (),
 }
+
+
+def _number(value: Any) -> Any:
+    """JSON has numbers of its own: ``true`` is none, nor is ``"1"``; ``1.0`` is an integer there."""
+    if isinstance(value, bool | str):
+        raise ValueError("must be a number")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number)]
 
 
 class Unsupported(Exception):
@@ -63,31 +74,31 @@ class GenerationRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
-    max_tokens: int | None = Field(None, ge=0)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
-    min_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = None
-    n: int | None = Field(None, ge=1, le=MAX_N)
+    max_tokens: Integer | None = Field(None, ge=0)
+    temperature: Number | None = Field(None, ge=0, le=2)
+    top_p: Number | None = Field(None, gt=0, le=1)
+    top_k: Integer | None = Field(None, ge=-1)
+    min_p: Number | None = Field(None, ge=0, le=1)
+    seed: Integer | None = None
+    n: Integer | None = Field(None, ge=1, le=MAX_N)
     stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
-    logit_bias: dict[int, float] | None = None
+    stop_token_ids: list[Integer] | None = None
+    presence_penalty: Number | None = Field(None, ge=-2, le=2)
+    frequency_penalty: Number | None = Field(None, ge=-2, le=2)
+    repetition_penalty: Number | None = Field(None, ge=0.01, le=10)
+    logit_bias: dict[int, Number] | None = None
     response_format: ResponseFormat | None = None
-    stream: bool | None = False
+    stream: StrictBool | None = False
     stream_options: dict[str, Any] | None = None
-    ignore_eos: bool | None = False
-    timeout: float | None = Field(None, gt=0, le=3600)  # seconds; what is there by then is the answer
+    ignore_eos: StrictBool | None = False
+    timeout: Number | None = Field(None, gt=0, le=3600)  # seconds; what is there by then is the answer
     cache_salt: str | None = Field(None, max_length=256)  # texts of different salts share no cached pages
     kv_policy: str | None = None  # the fields of ``Methods``
-    kv_budget: float | None = None
+    kv_budget: Number | None = None
     prefill: str | None = None
-    prefill_budget: float | None = None
+    prefill_budget: Number | None = None
     drafter: str | None = None
-    decode_layers: int | None = None
+    decode_layers: Integer | None = None
 
     def refuse_unsupported(self) -> None:
         """Raises Unsupported for the first field that asks for something unknown here."""
@@ -148,9 +159,9 @@ class GenerationRequest(BaseModel):
 class CompletionRequest(GenerationRequest):
     """``POST /v1/completions``."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = ""
-    echo: bool | None = False
-    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    prompt: str | list[str] | list[StrictInt] | list[list[StrictInt]] = ""
+    echo: StrictBool | None = False
+    logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
     @property
     def wanted_logprobs(self) -> int | None:
@@ -176,9 +187,9 @@ class ChatRequest(GenerationRequest):
     """``POST /v1/chat/completions``."""
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: bool | None = False
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    max_completion_tokens: Integer | None = Field(None, ge=1)
+    logprobs: StrictBool | None = False
+    top_logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
     @property
     def wanted_logprobs(self) -> int | None:
@@ -195,9 +206,9 @@ class EmbeddingsRequest(BaseModel):
     """``POST /v1/embeddings``."""
 
     model: str | None = None
-    input: str | list[str] | list[int] | list[list[int]]
+    input: str | list[str] | list[StrictInt] | list[list[StrictInt]]
     encoding_format: Literal["float", "base64"] | None = "float"
-    dimensions: int | None = Field(None, ge=1)
+    dimensions: Integer | None = Field(None, ge=1)
 
 
 class Usage(BaseModel):

@@ -77,7 +77,9 @@ def _await(condition: Any) -> None:
 
 
 def block(config: Any, control: Any) -> None:
-    """Never end, deaf to stop requests."""
+    """Never end, deaf to stop requests; ``config["folder"]``, if any, gets a file named after the process."""
+    if isinstance(config, dict):
+        (Path(config["folder"]) / str(os.getpid())).touch()
     control.emit({"kind": "log", "message": "blocked", "pid": os.getpid()})
     while True:
         signal.pause()

@@ -157,13 +157,16 @@ def test_progress_is_what_keeps_the_watchdog_quiet(cluster: ClusterConfig) -> No
 
 def test_the_frozen_rank_is_named_and_says_where_it_was(cluster: ClusterConfig, tmp_path: Path) -> None:
     def freeze(event: dict[str, Any]) -> None:
-        os.kill(gang.seats[1].pid, signal.SIGSTOP)
+        pid, deadline = gang.seats[1].pid, time.monotonic() + 60
+        while not (tmp_path / str(pid)).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGSTOP)
 
     with (
         pytest.raises(RankFailed, match="stopped by a signal") as caught,
         Gang(hasty(cluster, 2), log_dir=tmp_path) as gang,
     ):
-        gang.run(f"{RANKS}:block", None, freeze)
+        gang.run(f"{RANKS}:block", {"folder": str(tmp_path)}, freeze)
     assert (caught.value.rank, caught.value.died) == (1, True)
     for rank in (0, 1):
         assert "in block" in (tmp_path / f"rank-{rank:03d}.log").read_text()

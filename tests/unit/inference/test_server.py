@@ -136,6 +136,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ["a"] * 5}, "prompt"),
     ({"prompt": [99999]}, "prompt"),
     ({"prompt": [[]]}, "prompt"),
+    ({"prompt": [True]}, "prompt"),
+    ({"max_tokens": True}, "max_tokens"),
+    ({"top_k": "1"}, "top_k"),
+    ({"stream": "no"}, "stream"),
 ]
 
 

@@ -155,7 +155,8 @@ def test_a_taken_port_and_another_version_are_notes(
     assert "in use" in finding.text
 
 
-def test_a_cluster_that_does_not_answer_is_missing(config: RunConfig) -> None:
+def test_a_cluster_that_does_not_answer_is_missing(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests' connection would be shared
     config.cluster.address = "127.0.0.1:1"
     finding = found(config, "cluster")
     assert finding.state == MISSING
