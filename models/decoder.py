@@ -142,8 +142,9 @@ class Decoder(nn.Module):
     def initialise(self, seed: int) -> "Decoder":
         """Fill the weights from ``seed`` alone, equal on every rank and device; returns the model.
 
-        Norms start at 1, corrections of auxiliary routers at 0, all else normal with ``spec.init_std``; projections that
-        write to the residual stream are scaled by ``1 / sqrt(2 * layers)`` (GPT-2, section 2.3). Call it before the parameters are sharded.
+        Norms start at 1, corrections of auxiliary routers at 0, all else normal with ``spec.init_std``; projections
+        that write to the residual stream are scaled by ``1 / sqrt(2 * layers)`` (GPT-2, section 2.3). Call it before
+        the parameters are sharded.
         """
         generator = torch.Generator("cpu").manual_seed(seed)
         residual = 1.0 / math.sqrt(2 * self.spec.layers)
