@@ -122,7 +122,7 @@ def fail_in_rank_1(config: dict[str, Any], control: Any) -> None:
         if how == "exit":
             sys.exit(4)
         os.kill(os.getpid(), signal.SIGKILL)
-    block(config, control)
+    block(None, control)
 
 
 def die_while_peer_sees_it(config: dict[str, Any], control: Any) -> None:
