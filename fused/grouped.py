@@ -55,7 +55,7 @@ def _call(x: Tensor, rows: Tensor | None, gates: Tensor | None, counts: Sequence
 
             out = TritonExperts.apply(x, rows, gates, tuple(counts), None, *flat)
         else:
-            out = _Experts.apply(x, rows, gates, tuple(counts), *flat)
+            out = _Experts.apply(x, rows, gates, tuple(counts), torch.is_grad_enabled(), *flat)
     assert isinstance(out, Tensor)
     return out
 
@@ -76,47 +76,54 @@ class _Experts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, rows: Tensor | None, gates: Tensor | None, counts: tuple[int, ...], *flat: Tensor
+        ctx: Any,
+        x: Tensor,
+        rows: Tensor | None,
+        gates: Tensor | None,
+        counts: tuple[int, ...],
+        train: bool,
+        *flat: Tensor,
     ) -> Tensor:
-        total, most, hidden = sum(counts), max(counts, default=0), flat[1].shape[2]
-        activations: list[Tensor] = []  # of each expert: a tensor of all may be so large that its pages are always new
-        product = x.new_empty(most, hidden)
+        total = sum(counts)
+        kept: list[Tensor] = []  # of each expert apart: a tensor of all may be so large that its pages are always new
         out = x.new_empty(total, x.shape[1])
         mixed = None if rows is None else torch.zeros_like(x)
-        for first, part, expert, count in _slices(counts, flat):
+        for first, part, expert, _ in _slices(counts, flat):
             inputs = x[part] if rows is None else x.index_select(0, rows[part])
-            activations.append(torch.mm(inputs, flat[first][expert].T))
-            gate, up = activations[-1].chunk(2, 1)
-            h = torch.mul(F.silu(gate), up, out=product[:count])
-            torch.mm(h, flat[first + 1][expert].T, out=out[part])
+            gate_up = torch.mm(inputs, flat[first][expert].T)
+            gate, up = gate_up.chunk(2, 1)
+            active = F.silu(gate)
+            product = active * up
+            torch.mm(product, flat[first + 1][expert].T, out=out[part])
+            if train:
+                kept += (inputs, gate_up, active, product)
             if rows is not None and gates is not None and mixed is not None:
                 mixed.index_add_(0, rows[part], out[part] * gates[part, None])
-        ctx.counts = counts
-        ctx.save_for_backward(x, rows, gates, None if rows is None else out, *flat, *activations)
+        ctx.counts, ctx.shape = counts, x.shape
+        ctx.save_for_backward(rows, gates, None if rows is None else out, *flat, *kept)
         return out if mixed is None else mixed
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x, rows, gates, out, *rest = ctx.saved_tensors
+        rows, gates, out, *rest = ctx.saved_tensors
         counts, d_out = ctx.counts, grads[0].contiguous()
-        filled = len(counts) - counts.count(0)
-        flat, activations = rest[: len(rest) - filled], rest[len(rest) - filled :]
+        weights = len(rest) - 4 * (len(counts) - counts.count(0))
+        flat, kept = rest[:weights], iter(rest[weights:])
         hidden, most = flat[1].shape[2], max(counts, default=0)
-        d_x = torch.zeros_like(x) if rows is not None else torch.empty_like(x)
+        d_x = d_out.new_zeros(ctx.shape)
         d_gates = None if gates is None else torch.empty_like(gates)
         d_flat = [torch.zeros_like(w) if 0 in counts else torch.empty_like(w) for w in flat]
-        d_gate_up, d_product = x.new_empty(most, 2 * hidden), x.new_empty(most, hidden)
-        for gate_up, (first, part, expert, count) in zip(activations, _slices(counts, flat), strict=True):
+        d_gate_up, d_product = d_out.new_empty(most, 2 * hidden), d_out.new_empty(most, hidden)
+        for first, part, expert, count in _slices(counts, flat):
             if rows is None or gates is None or d_gates is None or out is None:
-                inputs, d_rows = x[part], d_out[part]
+                d_rows = d_out[part]
             else:
-                inputs, d_rows = x.index_select(0, rows[part]), d_out.index_select(0, rows[part])
+                d_rows = d_out.index_select(0, rows[part])
                 d_gates[part] = (d_rows * out[part]).sum(1)
                 d_rows.mul_(gates[part, None])
-            gate, up = gate_up.chunk(2, 1)
+            inputs, (gate, up), active, product = next(kept), next(kept).chunk(2, 1), next(kept), next(kept)
             d_h = torch.mm(d_rows, flat[first + 1][expert], out=d_product[:count])
-            active = F.silu(gate)
-            torch.mm(d_rows.T, active * up, out=d_flat[first + 1][expert])
+            torch.mm(d_rows.T, product, out=d_flat[first + 1][expert])
             d_both = d_gate_up[:count]
             torch.mul(d_h, active, out=d_both[:, hidden:])
             torch.ops.aten.silu_backward.grad_input(d_h.mul_(up), gate, grad_input=d_both[:, :hidden])
@@ -125,4 +132,4 @@ class _Experts(torch.autograd.Function):
                 torch.mm(d_both, flat[first][expert], out=d_x[part])
             else:
                 d_x.index_add_(0, rows[part], d_both @ flat[first][expert])
-        return d_x, None, d_gates, None, *d_flat
+        return d_x, None, d_gates, None, None, *d_flat
