@@ -17,6 +17,7 @@ from trainers.checkpoint_folder import checkpoints_folder, complete_checkpoints,
 from trainers.console import duration, short_number
 from trainers.journal import METRICS_FILE, SAMPLES_FILE, read_journal
 from trainers.lineage import FILE_NAME as LINEAGE_FILE
+from trainers.metrics import find
 
 FOLDER, PAGE = "report", "index.html"
 RECONSTRUCTIONS = "reconstructions.png"  # of an image tokenizer's run: held-out images, each before what becomes of it
@@ -145,17 +146,30 @@ def _sections(run: RunFolder) -> list[tuple[str, str]]:
         for task, found in tasks.items()
         for figure, value in found.items()
     ]
+    experts = _experts(run.metrics)
     columns = ("stage", "fingerprint", "made", "figures")
     return [
         ("Samples", page.table(samples, ("step", "prompt", "continuation")) if samples else ""),
         ("Data", page.table(stages, columns) if stages else ""),
         ("Evaluation", page.table(judged, ("attention", "task", "figure", "value")) if judged else ""),
+        ("Experts", page.table(experts, ("metric", "first", "last", "meaning")) if experts else ""),
         ("Attempts", page.table(attempts, ("attempt", "when", "event", "facts")) if attempts else ""),
         (
             "Config",
             f"<details><summary>all keys</summary>{page.table(page.flat(run.config))}</details>" if run.config else "",
         ),
     ]
+
+
+def _experts(records: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """What is known of routers, experts and what they cost: the first and the last value of each metric."""
+    found = []
+    for name in sorted({name for record in records for name in record if name.startswith("moe/")}):
+        _, values = plots.series(records, name)
+        if values.size:
+            metric = find(name)
+            found.append((name, number(values[0]), f"{number(values[-1])} {metric.unit}".strip(), metric.description))
+    return found
 
 
 def _escaped(text: str) -> str:

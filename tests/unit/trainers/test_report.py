@@ -73,6 +73,18 @@ def test_page_shows_samples_stages_and_config_escaped(tmp_path: Path) -> None:
     assert _is_png(run / "report" / "dropped.png")
 
 
+def test_page_says_what_the_experts_did(tmp_path: Path) -> None:
+    run = _run(tmp_path / "run", 3)
+    assert "Experts" not in write_report(run).read_text()
+    records = [_record(1, False) | {"moe/load_imbalance/text": 1.5}, _record(2, False) | {"moe/causal_gap": -0.25}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    text = write_report(run).read_text()
+    assert "Experts" in text
+    assert "moe/load_imbalance/text" in text
+    assert "1.500" in text
+    assert "-0.250 nats/token" in text
+
+
 def test_a_run_still_going_may_have_torn_files(tmp_path: Path) -> None:
     run = _run(tmp_path / "run", 5, config__yaml="name: [half", status__json='{"sta', attempts__jsonl='{"a"')
     with (run / "metrics.jsonl").open("a") as file:
