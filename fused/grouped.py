@@ -114,12 +114,13 @@ class _Experts(torch.autograd.Function):
         d_gates = None if gates is None else torch.empty_like(gates)
         d_flat = [torch.zeros_like(w) if 0 in counts else torch.empty_like(w) for w in flat]
         d_gate_up, d_product = d_out.new_empty(most, 2 * hidden), d_out.new_empty(most, hidden)
+        d_inputs, d_outputs = d_out.new_empty(2, most, d_out.shape[1])
         for first, part, expert, count in _slices(counts, flat):
             if rows is None or gates is None or d_gates is None or out is None:
                 d_rows = d_out[part]
             else:
-                d_rows = d_out.index_select(0, rows[part])
-                d_gates[part] = (d_rows * out[part]).sum(1)
+                d_rows = torch.index_select(d_out, 0, rows[part], out=d_outputs[:count])
+                torch.sum(torch.mul(d_rows, out[part], out=d_inputs[:count]), 1, out=d_gates[part])
                 d_rows.mul_(gates[part, None])
             inputs, (gate, up), active, product = next(kept), next(kept).chunk(2, 1), next(kept), next(kept)
             d_h = torch.mm(d_rows, flat[first + 1][expert], out=d_product[:count])
@@ -131,5 +132,5 @@ class _Experts(torch.autograd.Function):
             if rows is None:
                 torch.mm(d_both, flat[first][expert], out=d_x[part])
             else:
-                d_x.index_add_(0, rows[part], d_both @ flat[first][expert])
+                d_x.index_add_(0, rows[part], torch.mm(d_both, flat[first][expert], out=d_inputs[:count]))
         return d_x, None, d_gates, None, None, *d_flat
