@@ -3,10 +3,14 @@
 import base64
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+
+
+NUMBER = re.compile(r"-|[-+]?[\d,]+(?:\.\d+)?%?")
 
 
 def png(figure: Figure) -> bytes:
@@ -24,14 +28,18 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def _row(row: Sequence[Any], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row) + "</tr>"
+def _row(row: Sequence[Any], tag: str, numeric: Sequence[bool]) -> str:
+    opened = (f"<{tag} class=number>" if right else f"<{tag}>" for right in numeric)
+    cells = zip(opened, row, strict=True)
+    return "<tr>" + "".join(f"{begin}{html.escape(str(cell))}</{tag}>" for begin, cell in cells) + "</tr>"
 
 
 def table(rows: Sequence[Sequence[Any]], head: Sequence[str] = ()) -> str:
-    """Return an HTML table; the cells are escaped."""
-    top = f"<thead>{_row(head, 'th')}</thead>" if head else ""
-    return f"<table>{top}<tbody>{''.join(_row(row, 'td') for row in rows)}</tbody></table>"
+    """Return an HTML table; the cells are escaped, columns that hold numbers alone end at the right."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(head)
+    numeric = [bool(column) and all(NUMBER.fullmatch(str(cell)) for cell in column) for column in columns]
+    top = f"<thead>{_row(head, 'th', numeric)}</thead>" if head else ""
+    return f"<table>{top}<tbody>{''.join(_row(row, 'td', numeric) for row in rows)}</tbody></table>"
 
 
 def tiles(facts: Sequence[tuple[str, str]]) -> str:
@@ -77,5 +85,6 @@ table { border-collapse: collapse; font-size: .85rem; max-width: 100%; } th, td 
   padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #e3e6ea; white-space: pre-wrap;
   overflow-wrap: break-word; max-width: 40rem; }
 td:first-child, th:first-child { white-space: nowrap; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
 th { color: #6b7280; font-weight: 600; } summary { cursor: pointer; }
 """

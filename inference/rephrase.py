@@ -71,7 +71,7 @@ def generate_unit(work: Unit) -> Unit:
     engine, chat = _engine(settings["model"], json.dumps(settings["engine"], sort_keys=True), settings["slots"])
     counts, start = Counter[str](answered=0, refused=0, sent=0, cached=0), time.process_time()
     running: dict[str, tuple[Generation, float, Asked]] = {}
-    pulse = Pulse(work)
+    pulse, shared_out = Pulse(work), start
     with Store(work["store"], work["shards"]) as store:
         waiting = pending(work, store, counts)
         while True:
@@ -86,9 +86,11 @@ def generate_unit(work: Unit) -> Unit:
             if not running:
                 break
             engine.step()
-            for name in [name for name, (generation, *_) in running.items() if generation.finished]:
+            finished = [name for name, (generation, *_) in running.items() if generation.finished]
+            spent, shared_out = (time.process_time() - shared_out, time.process_time()) if finished else (0, shared_out)
+            for name in finished:
                 generation, began, asked = running.pop(name)
-                answer = _answer(generation, began)
+                answer = {**_answer(generation, began), "cpu_seconds": round(spent / len(finished), 4)}
                 store.put(name, answer)
                 counts["answered"] += 1
                 pulse.note(asked.text, asked.style, answer, counts["cached"])
@@ -100,7 +102,7 @@ def generate_unit(work: Unit) -> Unit:
 def _begin(engine: Engine, chat: ChatTemplate, asked: Asked, work: Unit) -> Generation | Answer:
     """The queued text of a request; an answer with an error where the model cannot take it."""
     params = SamplingParams(
-        max_tokens=asked.style.max_tokens, temperature=work["temperature"], top_p=work["top_p"], seed=asked.seed
+        max_tokens=asked.max_tokens, temperature=work["temperature"], top_p=work["top_p"], seed=asked.seed
     )
     try:
         text = chat.render(asked.style.messages(asked.text))

@@ -27,8 +27,9 @@ from data.stages import RunUnits, Stage, Unit, collect_files, record_files, run_
 ANSWERS = pa.schema(
     [(name, pa.string()) for name in ("request", "chunk", "style", "bucket", "raw", "finish", "error")]
     + [(name, pa.int64()) for name in ("row", "seed", "prompt_tokens", "tokens")]
-    + [("seconds", pa.float64())]
+    + [("seconds", pa.float64()), ("cpu_seconds", pa.float64())]
 )
+SPENT = ("prompt_tokens", "tokens", "seconds", "cpu_seconds")  # on an answer: seconds in flight, of the engine's CPU
 GENERATE = "rephrase: generate"  # the label of the phase that asks
 NO_ANSWER = "no_answer"  # of a request that was given up
 
@@ -52,6 +53,7 @@ class Asked:
     style: Style
     text: str
     seed: int
+    max_tokens: int
 
 
 def endpoint_generator(config: RunConfig) -> Generator:
@@ -73,12 +75,13 @@ def answers(
     """Answers all requests of ``prepared``; ``tokenizer`` and ``scorer`` judge some on the way (``Pulse``).
 
     Figures: ``parts`` (chunks, answers), ``generated`` (requests ``sent``, ``answered``, ``refused``, ``cached``,
-    ``retried`` and ``given_up`` by reason, ``seconds``), ``prompt_tokens``, ``tokens``. Raises ResourceError where more
+    ``retried`` and ``given_up`` by reason, ``seconds``; of this run alone), and the sums over all answers of what they
+    took (``SPENT``). Raises ResourceError where more
     than ``rephrase.max_failed`` of the requests have no answer; those that have one are not sent again.
     """
     wanted, folder = config.rephrase, folder_of(config, "answers")
     styles = load_styles(wanted.styles, wanted.style_files)
-    stage = Stage("rephrase_answers", 1, folder, {"model": generator.model}, prepared, keyed=True, store=True)
+    stage = Stage("rephrase_answers", 2, folder, {"model": generator.model}, prepared, keyed=True, store=True)
 
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
         parts = prepared.figures["parts"]
@@ -100,8 +103,7 @@ def answers(
         figures: dict[str, Any] = {
             "parts": [{**part, "answers": result["answers"]} for part, result in zip(parts, results, strict=True)],
             "generated": total(generated),
-            "prompt_tokens": sum(result["prompt_tokens"] for result in results),
-            "tokens": sum(result["tokens"] for result in results),
+            **{name: sum(result[name] for result in results) for name in SPENT},
         }
         return figures, collect_files(results)
 
@@ -135,7 +137,7 @@ def pending(work: Unit, store: Store, tally: Counter[str]) -> Iterator[Asked]:
         for row in waiting:
             assert texts is not None, "texts are read where a request waits"
             tally["asked"] += 1
-            yield Asked(row["request"], styles[row["style"]], texts[row["row"]].as_py(), row["seed"])
+            yield Asked(row["request"], styles[row["style"]], texts[row["row"]].as_py(), row["seed"], row["max_tokens"])
 
 
 @unit
@@ -173,7 +175,7 @@ def _body(asked: Asked, work: Unit) -> dict[str, Any]:
     return {
         "model": work["generator"]["model"],
         "messages": asked.style.messages(asked.text),
-        "max_tokens": asked.style.max_tokens,
+        "max_tokens": asked.max_tokens,
         "temperature": work["temperature"],
         "top_p": work["top_p"],
         "seed": asked.seed,
@@ -184,7 +186,7 @@ def _body(asked: Asked, work: Unit) -> dict[str, Any]:
 def collect_unit(work: Unit) -> Unit:
     """The answers to the requests of one part, in their order: a row for each, with an error where there is none."""
     name = f"answers/{Path(work['requests_file']).stem}-{work['key']}.parquet"
-    sums = Counter[str]()
+    sums: dict[str, float] = dict.fromkeys(SPENT, 0)
     with row_writer(Path(work["folder"]) / name, ANSWERS) as rows, Store(work["store"]) as store:
         for batch in read_batches(Path(work["requests"]) / work["requests_file"], None):
             asked = batch.to_pylist()
@@ -192,8 +194,7 @@ def collect_unit(work: Unit) -> Unit:
             for row in asked:
                 answer = found.get(row["request"], {"error": NO_ANSWER})
                 given = {"raw": answer.get("text"), "finish": answer.get("finish"), "error": answer.get("error")}
-                counts = {name: answer.get(name, 0) for name in ("prompt_tokens", "tokens", "seconds")}
-                sums.update({name: counts[name] for name in ("prompt_tokens", "tokens")})
+                counts = {name: answer.get(name, 0) for name in SPENT}
+                sums = {name: sums[name] + counts[name] for name in SPENT}
                 rows.add({**row, **given, **counts}, len(given["raw"] or ""))
-    counts = {name: sums[name] for name in ("prompt_tokens", "tokens")}
-    return {"answers": name, **counts, "files": record_files(work["folder"], [name])}
+    return {"answers": name, **sums, "files": record_files(work["folder"], [name])}

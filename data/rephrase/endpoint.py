@@ -1,7 +1,8 @@
 """An OpenAI-compatible server as a generator: many requests in flight, each retried within bounds, none twice.
 
-``slots`` tasks take requests from one iterator, so that a slot is busy again as soon as its answer is there and no
-slow request holds others up. What may pass (no connection, a cut answer, 408, 409, 425, 429, 5xx, an answer that is no
+``slots`` tasks take requests from one queue, so that a slot is busy again as soon as its answer is there and no slow
+request holds others up; reading requests and keeping answers have threads of their own, because a disk that is waited
+for would hold up all slots. What may pass (no connection, a cut answer, 408, 409, 425, 429, 5xx, an answer that is no
 JSON or lacks its fields, no answer in time) is tried again after a wait that doubles, or as long as the server says;
 what will not (400, 413, 422: the request itself) is an answer of its own kind; what concerns all requests (401, 403,
 404, a server that answers nothing any more) ends the run.
@@ -20,6 +21,7 @@ from typing import Any
 import aiohttp
 
 from conf.errors import ConfigError, ResourceError
+from data.rephrase.beside import Ahead, Keeper
 from data.rephrase.store import Answer
 
 PASSING = {408, 409, 425, 429}  # and all from 500 on
@@ -35,6 +37,14 @@ class Request:
 
     id: str
     body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Post:
+    """A request whose body is written out."""
+
+    id: str
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -80,32 +90,39 @@ def answer_all(
 ) -> Tally:
     """Sends every request and hands each answer to ``put`` as it comes; returns the tally, which ``put`` may look at.
 
-    Requests that were given up are in no answer: the caller may try them again. Raises ConfigError for what will fail
-    for every request, ResourceError for a server that answers none of many in a row; answers that came before were
-    handed on.
+    ``requests`` and ``put`` are called in threads, each in one at a time. All answers that came have been handed on at
+    the end, also where it is an error; at most ``slots`` of them wait for ``put`` at any moment. Requests that were
+    given up are in no answer: the caller may try them again. Raises ConfigError for what will fail for every request,
+    ResourceError for a server that answers none of many in a row, and what ``requests`` and ``put`` raise.
     """
-    return asyncio.run(_answer_all(requests, limits, put, Tally() if tally is None else tally))
+    tally = Tally() if tally is None else tally
+    with Keeper(put, limits.slots) as keeper:
+        asyncio.run(_answer_all(requests, limits, keeper, tally))
+    return tally
 
 
-async def _answer_all(
-    requests: Iterator[Request], limits: Limits, put: Callable[[str, Answer], None], tally: Tally
-) -> Tally:
-    start = time.monotonic()
+async def _answer_all(requests: Iterator[Request], limits: Limits, keeper: Keeper, tally: Tally) -> None:
+    start, ahead = time.monotonic(), Ahead(_posts(requests), limits.slots)
     connector = aiohttp.TCPConnector(limit=limits.slots, ttl_dns_cache=300)
     headers = {"Authorization": f"Bearer {limits.token}"} if limits.token else {}
-    timeout = aiohttp.ClientTimeout(total=limits.timeout_sec)
-    async with aiohttp.ClientSession(connector=connector, headers=headers, timeout=timeout) as session:
+    session = aiohttp.ClientSession(
+        connector=connector,
+        headers=headers,
+        timeout=aiohttp.ClientTimeout(total=limits.timeout_sec),
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )
+    async with session:
 
         async def work() -> None:
-            for request in requests:  # one iterator for all tasks: the next one that is free takes the next request
-                answer = await _answer(session, request, limits, tally)
+            while (post := await ahead.take()) is not None:
+                answer = await _answer(session, post, limits, tally)
                 tally.lost_in_a_row = tally.lost_in_a_row + 1 if answer is None else 0
                 if answer is None:
                     _stop_if_dead(tally, limits)
                 else:
                     tally.answered += "error" not in answer
                     tally.refused += "error" in answer
-                    put(request.id, answer)
+                    await keeper.put(post.id, answer)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -114,15 +131,20 @@ async def _answer_all(
         except BaseExceptionGroup as found:  # a signal's too, where the command itself asks
             raise found.exceptions[0] from None
     tally.seconds = time.monotonic() - start
-    return tally
 
 
-async def _answer(session: aiohttp.ClientSession, request: Request, limits: Limits, tally: Tally) -> Answer | None:
+def _posts(requests: Iterator[Request]) -> Iterator[Post]:
+    """The requests as they are posted."""
+    for request in requests:
+        yield Post(request.id, json.dumps(request.body).encode())
+
+
+async def _answer(session: aiohttp.ClientSession, post: Post, limits: Limits, tally: Tally) -> Answer | None:
     """The answer to one request after as many attempts as it takes; None where it was given up."""
     for attempt in range(limits.retries + 1):
         tally.sent += 1
         try:
-            return await _attempt(session, request, limits)
+            return await _attempt(session, post, limits)
         except Passing as failure:
             if attempt == limits.retries:
                 tally.given_up[failure.reason] += 1
@@ -133,10 +155,11 @@ async def _answer(session: aiohttp.ClientSession, request: Request, limits: Limi
     raise AssertionError("the last attempt returns")
 
 
-async def _attempt(session: aiohttp.ClientSession, request: Request, limits: Limits) -> Answer:
+async def _attempt(session: aiohttp.ClientSession, post: Post, limits: Limits) -> Answer:
     url, start = limits.url.rstrip("/") + "/chat/completions", time.monotonic()
+    headers = {"Idempotency-Key": post.id, "Content-Type": "application/json"}
     try:
-        async with session.post(url, json=request.body, headers={"Idempotency-Key": request.id}) as response:
+        async with session.post(url, data=post.content, headers=headers) as response:
             status, wait = response.status, _retry_after(response)
             content = await response.content.read(MAX_ANSWER_BYTES) if status != 200 else await response.read()
     except TimeoutError:

@@ -29,7 +29,7 @@ from data.selection import part_file
 from data.stages import RunUnits, Stage, Unit, collect_files, record_files, run_stage, stage_folders, unit
 
 JUDGED = pa.schema(
-    [(name, pa.string()) for name in ("request", "chunk", "document", "style", "bucket", "reason", "text")]
+    [(name, pa.string()) for name in ("request", "chunk", "document", "source", "style", "bucket", "reason", "text")]
     + [(name, pa.int64()) for name in ("seed", "source_tokens", "tokens", "prompt_tokens", "spent_tokens")]
     + [("source_quality", pa.float32()), ("quality", pa.float32())]
 )  # reason is null, or why the filters reject; tokens are those of the text, spent_tokens those of the raw answer
@@ -42,7 +42,7 @@ def judge_answers(config: RunConfig, answered: Manifest, tokenizer: str, scorer:
     wanted, folder = config.rephrase, folder_of(config, "judged")
     styles = {name: dataclasses.asdict(style) for name, style in load_styles(wanted.styles, wanted.style_files).items()}
     limits = dataclasses.asdict(wanted.filters)
-    stage = Stage("rephrase_judge", 1, folder, limits, answered, keyed=True, store=True)
+    stage = Stage("rephrase_judge", 2, folder, {"limits": limits, "styles": styles}, answered, keyed=True, store=True)
 
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
         parts = answered.figures["parts"]
@@ -65,7 +65,7 @@ def judge_unit(work: Unit) -> Unit:
     names = [f"judged/{stem}.parquet", *(f"texts/{kind}-{stem}.parquet" for kind in (ORIGINALS, OUTPUTS))]
     styles = {name: style_of(tree) for name, tree in work["styles"].items()}
     limits, reasons = OutputFilterConfig(**work["limits"]), Counter[str]()
-    columns = ["chunk", "document", "text", "tokens", "language", "quality"]
+    columns = ["chunk", "document", "source", "text", "tokens", "language", "quality"]
     chunks = read_columns(Path(work["requests"]) / work["chunks"], columns)
     with row_writer(folder / names[1], TEXTS) as texts:
         for name, text in zip(chunks["chunk"].to_pylist(), chunks["text"].to_pylist(), strict=True):
@@ -103,7 +103,8 @@ def _judged(
             )
             reason = judge(output, limits) or None
         row = {name: answer[name] for name in ("request", "chunk", "style", "bucket", "seed", "prompt_tokens")}
-        row |= {"document": source["document"], "source_tokens": source["tokens"], "source_quality": source["quality"]}
+        row |= {name: source[name] for name in ("document", "source")}
+        row |= {"source_tokens": source["tokens"], "source_quality": source["quality"]}
         row |= {"reason": reason, "text": text, "tokens": tokens, "quality": quality, "spent_tokens": answer["tokens"]}
         found.append(row)
     return found

@@ -27,6 +27,7 @@ from data.rephrase.prepare import draw, folder_of
 from data.stages import RunUnits, Stage, Unit, collect_files, record_files, run_stage, stage_folders, unit
 from data.tokenize import TOKENIZER, Tokenizer, load_tokenizer
 
+REAL = "real"
 SOURCE = "rephrase"  # first part of a synthetic document's source; its style is the second
 
 
@@ -106,8 +107,9 @@ def mix(
 ) -> Manifest:
     """Writes ``{data.dir}/mixed/curated``, which `order`, `pack` and `train` take with ``data.dir={data.dir}/mixed``.
 
-    Figures: those of a curation (``kept``, ``parts``, ``chars_kept``), ``tokens`` (real, synthetic, by style and by
-    source), ``available``, ``share``. Raises DataError where no rephrase was accepted and the share is not 0.
+    Figures: those of a curation (``kept``, ``parts``, ``chars_kept``), ``tokens`` (real, synthetic), ``tokens_by_style``
+    and ``tokens_by_source`` (of the source, for synthetic ones of their parents: real, or a style, to tokens),
+    ``available``, ``share``. Raises DataError where no rephrase was accepted and the share is not 0.
     """
     wanted, folders = config.rephrase, stage_folders(config)
     curated = read_manifest(folders.curated, command="curate")
@@ -117,7 +119,7 @@ def mix(
     settings = {**{name: getattr(wanted, name) for name in names}, "seed": config.seed, "made": made}
     settings |= {"tokenizer": tokenizer.files[TOKENIZER]["sha256"], "curated": curated.fingerprint}
     folder = Path(config.data.dir).expanduser().absolute() / "mixed" / "curated"
-    stage = Stage("mix", 1, folder, settings, judged, [sorted(dropped.items())], overwrite=True)
+    stage = Stage("mix", 2, folder, settings, judged, [sorted(dropped.items())], overwrite=True)
 
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
         encoder = load_tokenizer(folders.tokenizer)
@@ -141,7 +143,7 @@ def mix(
         shared = {"seed": config.seed, "curated": str(folders.curated), "tokenizer": str(folders.tokenizer)}
         work: list[Unit] = []
         for index, part in enumerate(curated.figures["parts"]):
-            rows = sorted(row.row for row in chosen.whole if row.part == index)
+            rows = sorted([row.row, row.tokens] for row in chosen.whole if row.part == index)
             cut = [chosen.cut[0].row, chosen.cut[1]] if chosen.cut and chosen.cut[0].part == index else None
             if rows or cut:
                 work.append({**shared, "file": part["file"], "rows": rows, "cut": cut, "index": len(work)})
@@ -150,6 +152,9 @@ def mix(
         parts = [{"file": r["file"], "documents": r["documents"]} for r in [*results, *([written] if written else [])]]
         tokens = {"real": chosen.tokens, "synthetic": reached}
         sources = sum((Counter(r["sources"]) for r in results), Counter[str]())
+        by_source = {name: {REAL: count} for name, count in sorted(sources.items())}
+        for (name, style), count in sorted(pool.by_source(by_style).items()):
+            by_source.setdefault(name, {})[style] = count
         figures = {
             "kept": sum(part["documents"] for part in parts),
             "parts": parts,
@@ -157,7 +162,7 @@ def mix(
             "licence": curated.figures["licence"],
             "tokens": tokens,
             "tokens_by_style": {name: found.tokens for name, found in by_style.items()},
-            "characters_by_source": dict(sources),
+            "tokens_by_source": by_source,
             "available": available,
             "share": tokens["synthetic"] / max(1, sum(tokens.values())),
         }
@@ -230,6 +235,14 @@ class _Pool:
             split[name] = Draw(whole, cut, sum(row.tokens for row in whole) + (cut[1] if cut else 0))
         return split
 
+    def by_source(self, drawn: dict[str, Draw]) -> Counter[tuple[str, str]]:
+        """The drawn tokens by their parents' source and their style."""
+        counts = Counter[tuple[str, str]]()
+        for style, found in drawn.items():
+            for row, tokens in [*((row, row.tokens) for row in found.whole), *([found.cut] if found.cut else [])]:
+                counts[self.rows[row.row]["source"], style] += tokens
+        return counts
+
     def write(self, folder: Path, drawn: dict[str, Draw], made: dict[str, Any], tokenizer: Tokenizer) -> Unit | None:
         """Writes the drawn rows as documents with their provenance; None where there are none."""
         name, chars = "documents/synthetic.parquet", 0
@@ -288,7 +301,7 @@ def final_reason(row: Unit, dropped: dict[str, str]) -> str | None:
 @unit
 def real_unit(work: Unit) -> Unit:
     """The real documents of one part that are in the mix."""
-    name, rows = f"documents/real-{work['index']:05d}.parquet", set(work["rows"])
+    name, rows = f"documents/real-{work['index']:05d}.parquet", dict(work["rows"])
     tokenizer = load_tokenizer(work["tokenizer"]) if work["cut"] else None
     place, chars, sources = 0, 0, Counter[str]()
     with row_writer(Path(work["folder"]) / name, SCHEMA) as out:
@@ -296,10 +309,10 @@ def real_unit(work: Unit) -> Unit:
             if work["cut"] and place == work["cut"][0]:
                 assert tokenizer is not None, "it is loaded where a document is cut"
                 document["text"] = cut_text(document["text"], work["cut"][1] - 1, tokenizer) or ""
-                rows.add(place)
+                rows[place] = work["cut"][1]
             if place in rows:
                 chars += len(document["text"])
-                sources[document["source"]] += len(document["text"])
+                sources[document["source"]] += rows[place]
                 out.add(document, len(document["text"]))
             place += 1
     counts = {"file": name, "documents": out.count, "chars": chars, "sources": dict(sources)}

@@ -6,6 +6,7 @@ quality of all chunks is known. What is not rephrased is counted by reason: noth
 
 import dataclasses
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from data.preselect.linear import load_linear
 from data.preselect.select import ordered_bits, thresholds
 from data.rephrase.chunks import Count, chunk
 from data.rephrase.quality import qualities
-from data.rephrase.styles import BUCKETS, Style, load_styles, style_of
+from data.rephrase.styles import BUCKETS, ROUTED, Style, load_styles, style_of
 from data.stages import RunUnits, Stage, Unit, collect_files, record_files, run_stage, stage_folders, unit
 from data.steps.language import detect
 from data.tokenize import load_tokenizer, tokenizer_file
@@ -48,7 +49,7 @@ CHUNKS = pa.schema(
 )
 REQUESTS = pa.schema(
     [(name, pa.string()) for name in ("request", "chunk", "style", "bucket")]
-    + [("row", pa.int64()), ("seed", pa.int64())]
+    + [("row", pa.int64()), ("seed", pa.int64()), ("max_tokens", pa.int64())]
 )
 CODE = re.compile(
     r"\s*(?:"
@@ -67,6 +68,7 @@ CODE = re.compile(
 )
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 BYTES_PER_TOKEN = 4  # of English text, about, where no tokenizer is given
+SPARE_TOKENS = 32  # of an answer, for its sentinels and for a text that is judged as too long
 FEW_TOKENS = 12  # a chunk of fewer has nothing to rephrase
 
 
@@ -106,8 +108,10 @@ def prepare(config: RunConfig, model: str, tokenizer: str, run_units: RunUnits) 
     }
     routing = {name: getattr(wanted, name) for name in ("low", "high", "per_chunk", "portion", "temperature", "top_p")}
     routing |= {"styles": {name: style.digest for name, style in styles.items()}, "model": model, "seed": config.seed}
+    routing["suits"] = {name: [getattr(style, field) for field in ROUTED] for name, style in styles.items()}
+    routing["longest"] = {name: style.length_ratio[1] for name, style in styles.items()} if tokenizer else {}
     folder = folder_of(config, "requests")
-    stage = Stage("rephrase_requests", 1, folder, {**cutting, **routing}, curated, keyed=True, store=True)
+    stage = Stage("rephrase_requests", 2, folder, {**cutting, **routing}, curated, keyed=True, store=True)
 
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
         parts = [part for part in curated.figures["parts"] if part["documents"]]
@@ -230,9 +234,16 @@ def draw(*parts: Any) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
 
 
-def request_id(chunk: Unit, style: str, routing: Unit, seed: int) -> str:
+def most_tokens(chunk: Unit, style: Style, routing: Unit) -> int:
+    """What a request may generate: hardly more than the band of lengths allows, where tokens are counted."""
+    if style.name not in routing["longest"]:
+        return style.max_tokens
+    return min(style.max_tokens, math.ceil(chunk["tokens"] * routing["longest"][style.name]) + SPARE_TOKENS)
+
+
+def request_id(chunk: Unit, style: str, routing: Unit, seed: int, max_tokens: int) -> str:
     """Digest of all that decides the answer: chunk and its text, prompt version, model, sampling, seed."""
-    sampling = [routing["temperature"], routing["top_p"], seed]
+    sampling = [routing["temperature"], routing["top_p"], seed, max_tokens]
     return digest_json([chunk["chunk"], chunk["text"], style, routing["styles"][style], routing["model"], sampling])[
         :32
     ]
@@ -261,7 +272,9 @@ def request_unit(work: Unit) -> Unit:
                 for style in chosen:
                     by_style[style] += 1
                     seed = draw("seed", routing["seed"], chunk["chunk"], style) % 2**31
-                    wanted = {"request": request_id(chunk, style, routing, seed), "chunk": chunk["chunk"], "seed": seed}
+                    most = most_tokens(chunk, styles[style], routing)
+                    name_of = request_id(chunk, style, routing, seed, most)
+                    wanted = {"request": name_of, "chunk": chunk["chunk"], "seed": seed, "max_tokens": most}
                     rows.add({**wanted, "style": style, "bucket": bucket, "row": row})
             place += batch.num_rows
     counts = {"skipped": dict(skipped), "by_style": dict(by_style), "by_bucket": dict(by_bucket)}

@@ -10,7 +10,7 @@ from data import page
 from data.documents import read_batches, read_columns
 from data.files import write_atomic
 from data.manifest import Manifest
-from data.rephrase.mix import final_reason
+from data.rephrase.mix import REAL, final_reason
 from data.rephrase.prepare import folder_of
 from data.stages import Unit
 
@@ -36,7 +36,7 @@ def write_report(config: RunConfig, stages: dict[str, Manifest], dropped: dict[s
         ("Outputs by reason and style", _reasons(counts)),
         ("Chunks that were not rephrased", _simple(prepared["skipped"], ("reason", "chunks or documents"))),
         ("Tokens by style", _styles(counts, spent, mixed)),
-        ("Real text by source", _simple(mixed["characters_by_source"], ("source", "characters in the mix"))),
+        ("Training tokens in the mix by source", _sources(mixed["tokens_by_source"])),
         ("Generation and its cost", page.table(cost(config, answered, spent))),
         ("Samples", _samples(samples)),
     ]
@@ -107,32 +107,43 @@ def _styles(counts: Counter[tuple[str, str]], accepted: Counter[str], mixed: dic
     return page.table(rows, ("style", "requests", "accepted", "share", "accepted tokens", "training tokens in the mix"))
 
 
+def _sources(counts: dict[str, dict[str, int]]) -> str:
+    """Tokens of each source: real ones, and those of its rephrases by style."""
+    kinds = sorted({kind for found in counts.values() for kind in found}, key=lambda kind: (kind != REAL, kind))
+    rows = [(name, *(f"{found.get(kind, 0):,}" for kind in kinds)) for name, found in counts.items()]
+    return page.table(rows, ("source", *kinds))
+
+
 def _simple(counts: dict[str, int], head: tuple[str, str]) -> str:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return page.table([(name, f"{number:,}") for name, number in ordered], head) if counts else ""
 
 
 def cost(config: RunConfig, answered: dict[str, Any], accepted: Counter[str]) -> list[tuple[str, str]]:
-    """What was sent and spent, in all and for a thousand accepted tokens."""
+    """What all answers took, in whichever run they came, for each accepted token; then what the last of them sent."""
     wanted, made, kept = config.rephrase, answered["generated"], accepted.total()
-    unit = "seconds with requests in flight" if wanted.endpoint else "CPU seconds of the engine"
+    seconds = answered["seconds" if wanted.endpoint else "cpu_seconds"]
+    unit = "seconds of slots with a request in flight" if wanted.endpoint else "CPU seconds of the engine"
+    each = "for 1,000 accepted tokens"
     rows = [
-        ("requests sent (attempts), answered, refused", f"{made['sent']:,}, {made['answered']:,}, {made['refused']:,}"),
-        ("answers from the cache", f"{made['cached']:,}"),
-        ("attempts repeated, by reason", _line(made["retried"])),
-        ("requests given up, by last failure", _line(made["given_up"])),
-        ("prompt tokens, generated tokens", f"{answered['prompt_tokens']:,}, {answered['tokens']:,}"),
+        ("prompt tokens", f"{answered['prompt_tokens']:,}"),
+        ("generated tokens", f"{answered['tokens']:,}"),
         ("generated tokens for an accepted one", f"{answered['tokens'] / kept:.1f}" if kept else "-"),
-        (f"{unit} in the last run", f"{made['seconds']:,.1f}"),
-        (
-            f"{unit} for 1,000 accepted tokens",
-            f"{1000 * made['seconds'] / kept:,.1f}" if kept and made["sent"] else "-",
-        ),
+        (unit, f"{seconds:,.1f}"),
+        (f"{unit}, {each}", f"{1000 * seconds / kept:,.2f}" if kept else "-"),
     ]
     price = (answered["prompt_tokens"] * wanted.input_price + answered["tokens"] * wanted.output_price) / 1e6
     if price:
-        rows.append(("price in all, for a million accepted tokens", f"{price:,.4f}, {price / max(1, kept) * 1e6:,.2f}"))
-    return rows
+        rows += [("price", f"{price:,.4f}"), ("price of a million accepted tokens", f"{price / max(1, kept) * 1e6:,.2f}")]
+    return [
+        *rows,
+        ("last run that asked: attempts sent", f"{made['sent']:,}"),
+        ("requests answered", f"{made['answered']:,}"),
+        ("requests refused", f"{made['refused']:,}"),
+        ("answers that an earlier run left", f"{made['cached']:,}"),
+        ("attempts repeated, by reason", _line(made["retried"])),
+        ("requests given up, by last failure", _line(made["given_up"])),
+    ]
 
 
 def _line(counts: dict[str, int]) -> str:

@@ -6,6 +6,7 @@ shards of its own. An answer is committed before it counts: a killed process los
 
 import json
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from conf.errors import DataError, ResourceError
 from data.files import make_folder
 
 SHARDS = 16
-Answer = dict[str, Any]  # text, finish, prompt_tokens, tokens, seconds; or error: the request was refused for good
+Answer = dict[str, Any]  # text, finish and what it took (SPENT); or error: the request was refused for good
 LOCK_SEC = 10.0
 ASKED = 500  # ids of one look-up
 
@@ -26,11 +27,15 @@ def shard_of(request: str) -> int:
 
 
 class Store:
-    """A folder of answers, of which this process writes ``shards``; reading needs none. Use as a context."""
+    """A folder of answers, of which this process writes ``shards``; reading needs none. Use as a context.
+
+    Several threads may use it.
+    """
 
     def __init__(self, folder: str | Path, shards: Iterable[int] = ()) -> None:
         self.folder, self.shards = Path(folder), set(shards)
         self._open: dict[int, sqlite3.Connection] = {}
+        self._lock = threading.Lock()
 
     def __enter__(self) -> "Store":
         make_folder(self.folder)
@@ -78,7 +83,8 @@ class Store:
     def _says(self, request: str) -> Iterator[sqlite3.Connection]:
         shard = shard_of(request)
         try:
-            yield self._open[shard] if shard in self._open else self._connect(shard)
+            with self._lock:
+                yield self._open[shard] if shard in self._open else self._connect(shard)
         except sqlite3.Error as error:
             rule, fix = "the cache of answers can be read and written", "free some space, or remove the file"
             raise DataError(str(self._path(shard)), str(error), rule, fix) from error
@@ -87,7 +93,7 @@ class Store:
         return self.folder / f"answers-{shard:02d}.sqlite"
 
     def _connect(self, shard: int) -> sqlite3.Connection:
-        file = sqlite3.connect(self._path(shard), timeout=LOCK_SEC)
+        file = sqlite3.connect(self._path(shard), timeout=LOCK_SEC, check_same_thread=False)
         self._open[shard] = file
         try:
             if shard in self.shards:

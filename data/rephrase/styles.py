@@ -18,6 +18,8 @@ from data.files import digest_json
 FOLDER = Path(__file__).parent / "styles"
 FORMS = ("prose", "dialogue", "faq", "problem", "table", "steps")
 BUCKETS = ("low", "medium", "high")
+ASKED = ("name", "version", "system", "template", "begin", "end", "max_tokens")  # fields that decide an answer
+ROUTED = ("quality", "needs_numbers", "source_tokens")  # fields that decide what is asked
 PLACES = ("{text}", "{begin}", "{end}")
 
 
@@ -35,15 +37,15 @@ class Style:
     quality: tuple[str, ...]  # buckets of the sources it suits
     needs_numbers: bool  # a source must hold two numbers at least
     source_tokens: tuple[int, int]  # least and most tokens of a source
-    max_tokens: int  # of the output
+    max_tokens: int  # of the output; what the band of lengths allows is less for most sources
     length_ratio: tuple[float, float]  # least and most tokens of the output to those of the source
     max_copied: float  # share of the output's word 4-grams that the source has
     keep_facts: float  # share of the source's numbers, and of its names, that the output has
 
     @property
     def digest(self) -> str:
-        """Of all fields: another digest is another prompt version."""
-        return digest_json(dataclasses.asdict(self))[:16]
+        """Of what decides an answer: another digest is another prompt version. What answers are judged by is not."""
+        return digest_json([getattr(self, name) for name in ASKED])[:16]
 
     def messages(self, text: str) -> list[dict[str, str]]:
         """The chat that asks for a rephrase of ``text``."""

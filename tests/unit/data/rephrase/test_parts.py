@@ -130,6 +130,8 @@ def test_own_styles_join_and_replace_built_in_ones(tmp_path: Path) -> None:
 def test_a_changed_style_is_another_prompt_version() -> None:
     style = load_style(FOLDER / "qa.yaml")
     assert style.digest != dataclasses.replace(style, template=style.template + " ").digest
+    judged_otherwise = dataclasses.replace(style, length_ratio=(0.1, 9.0), max_copied=0.1, keep_facts=0.0)
+    assert style.digest == judged_otherwise.digest
 
 
 def test_the_store_keeps_the_first_answer_across_openings(tmp_path: Path) -> None:

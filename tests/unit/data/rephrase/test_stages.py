@@ -81,6 +81,8 @@ def test_the_whole_way_to_packed_windows(config: RunConfig) -> None:
             found[row["id"]] = row
     assert dict(counted) == tokens
     assert packed.figures["tokens"] == tokens["real"] + tokens["synthetic"]
+    by_source = sum(map(Counter, mixed.figures["tokens_by_source"].values()), Counter[str]())
+    assert by_source == {"real": tokens["real"], **mixed.figures["tokens_by_style"]}
     assert open_shards(root / "mixed" / "packed-random-64").vocab_size == tokenizer.vocab_size
     made = json.loads(next(row["metadata"] for name, row in found.items() if name.startswith("rephrase/")))
     assert set(made) == {"chunk", "parent", "style", "prompt", "model", "model_name", "sampling", "seed"}
@@ -123,6 +125,36 @@ def test_a_changed_style_asks_its_own_requests_alone(config: RunConfig, tmp_path
     assert figures["sent"] == sum(served.attempts.values()) - before > 0
     assert figures["cached"] > 0
     assert set(served.attempts.values()) == {1}
+
+
+def test_a_style_that_judges_otherwise_asks_nothing(config: RunConfig, tmp_path: Path) -> None:
+    with chat_server(answer=good_answer) as served:
+        before = judge_answers(config, ask(config, served), "", "", serial_units).figures["reasons"]
+        path = Path(load_styles.__globals__["FOLDER"]) / "easy.yaml"
+        text = path.read_text().replace("length_ratio: [0.4, 2.0]", "length_ratio: [1.9, 2.0]")
+        (tmp_path / "easy.yaml").write_text(text)
+        config.rephrase.style_files = [str(tmp_path / "easy.yaml")]
+        answered = ask(config, served)
+        after = judge_answers(config, answered, "", "", serial_units).figures["reasons"]
+    assert answered.reused
+    assert set(served.attempts.values()) == {1}
+    assert after["short"] > before.get("short", 0)
+
+
+def test_no_more_is_generated_than_a_style_may_keep(config: RunConfig, tmp_path: Path) -> None:
+    train_tokenizer([entry["source"] for entry in ENTRIES], 400, tmp_path / "tokenizer")
+    curate(config, serial_units)
+    prepared = prepare(config, "m", str(tmp_path / "tokenizer"), serial_units)
+    styles, folder, found = load_styles(config.rephrase.styles, []), folder_of(config, "requests"), []
+    for part in prepared.figures["parts"]:
+        tokens = read_columns(folder / part["chunks"], ["tokens"])["tokens"].to_pylist()
+        for row in read_columns(folder / part["requests"]).to_pylist():
+            style = styles[row["style"]]
+            most = tokens[row["row"]] * style.length_ratio[1]
+            found.append((row["max_tokens"], style.max_tokens))
+            assert row["max_tokens"] == style.max_tokens or most <= row["max_tokens"] <= most + 40
+    assert any(given < at_most for given, at_most in found)
+    assert all(given <= at_most for given, at_most in found)
 
 
 def test_requests_without_an_answer_are_counted_or_end_the_run(config: RunConfig) -> None:
@@ -215,7 +247,8 @@ def test_the_share_is_exact(config: RunConfig, share: float, real: str) -> None:
     if real == "all":
         assert tokens == available | {"synthetic": min(available.values())}
     else:
-        assert tokens["real"], tokens["synthetic"] == goals(available["real"], available["synthetic"], share, False)
+        wanted = goals(available["real"], available["synthetic"], share, False)
+        assert (tokens["real"], tokens["synthetic"]) == wanted
         assert abs(tokens["synthetic"] - share * sum(tokens.values())) <= 1
 
 
