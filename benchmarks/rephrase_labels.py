@@ -1,7 +1,9 @@
 """Labelled outputs for the filters of data/rephrase: good ones by hand, failures planted in them, a small model's own.
 
 ``rephrase_data/clean_a.yaml`` was at hand when patterns and thresholds were chosen, ``clean_b.yaml`` was not. Answers
-of SmolLM2-135M-Instruct to the same sources are in ``real.jsonl``, each labelled by a reader before any filter saw it.
+of SmolLM2-135M-Instruct to the same sources are in ``real.jsonl``, those to chunks of the default corpus in
+``docs.jsonl`` (with excerpts of the Python documentation, (c) Python Software Foundation, PSF License Version 2); a
+reader labelled each before looking at what a filter says of it.
 """
 
 # ruff: noqa: SIM905 - a list of words is read as words
@@ -107,7 +109,7 @@ def make_output(source: str, raw: str, style: Style, finish: str = "stop") -> Ou
 
 def pairs() -> list[Pair]:
     """The rephrases that were written by hand."""
-    styles = load_styles(list(STYLES), [])
+    styles = load_styles([*STYLES, *SMALL_STYLES], [])
     return [
         Pair(entry["source"], styles[name], text, file == "clean_b")
         for file in ("clean_a", "clean_b")
@@ -119,6 +121,10 @@ def pairs() -> list[Pair]:
 
 def _read(name: str) -> list[dict[str, Any]]:
     return yaml.safe_load((DATA / name).read_text(encoding="utf-8"))
+
+
+def _lines(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
 
 
 def joined(draw: random.Random, written: list[Pair], count: int) -> Iterator[Pair]:
@@ -160,7 +166,8 @@ def refusal(draw: random.Random, pair: Pair) -> Planted:
 
 
 def echo(draw: random.Random, pair: Pair) -> Planted:
-    prompt = pair.style.messages(pair.source)[1]["content"].split("\n\n")[0]
+    asked = pair.style.messages(pair.source)
+    prompt = asked[1]["content"].split("\n\n")[0] if pair.style.begin else asked[0]["content"]
     lines = re.split(r"(?<=\.) ", " ".join(prompt.split()))
     text = draw.choice([f"{draw.choice(lines)}\n{pair.text}", draw.choice(ROLES) + pair.text])
     return text, "stop"
@@ -312,13 +319,14 @@ def foreign(draw: random.Random, styles: dict[str, Style]) -> Iterator[Labelled]
 
 def model_answers(styles: dict[str, Style]) -> Iterator[Labelled]:
     """Answers of the small model, by their reader's label."""
-    path = DATA / "real.jsonl"
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else ()):
-        row = json.loads(line)
+    for number, row in enumerate(_lines("real.jsonl")):
         file = row.get("source", "clean_a")
         source = _read(f"{file}.yaml")[row["of"]]["source"]
         output = make_output(source, row["raw"], styles[row["style"]], row["finish"])
         yield Labelled(row["label"], "model", output, file == "clean_b" or number % 2 == 1)
+    for row in _lines("docs.jsonl"):
+        output = make_output(row["text"], row["raw"], styles[row["style"]], row["finish"])
+        yield Labelled(row["label"], "model", output, row["half"] == "b")
 
 
 def labelled(seed: int = 0, rounds: int = 2) -> list[Labelled]:

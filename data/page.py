@@ -9,7 +9,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-
 NUMBER = re.compile(r"-|[-+]?[\d,]+(?:\.\d+)?%?")
 
 

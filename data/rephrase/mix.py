@@ -107,9 +107,9 @@ def mix(
 ) -> Manifest:
     """Writes ``{data.dir}/mixed/curated``, which `order`, `pack` and `train` take with ``data.dir={data.dir}/mixed``.
 
-    Figures: those of a curation (``kept``, ``parts``, ``chars_kept``), ``tokens`` (real, synthetic), ``tokens_by_style``
-    and ``tokens_by_source`` (of the source, for synthetic ones of their parents: real, or a style, to tokens),
-    ``available``, ``share``. Raises DataError where no rephrase was accepted and the share is not 0.
+    Figures: those of a curation (``kept``, ``parts``, ``chars_kept``), ``tokens`` (real, synthetic),
+    ``tokens_by_style``, ``tokens_by_source`` (real ones and those of its rephrases by style), ``available``, ``share``.
+    Raises DataError where no rephrase was accepted and the share is not 0.
     """
     wanted, folders = config.rephrase, stage_folders(config)
     curated = read_manifest(folders.curated, command="curate")

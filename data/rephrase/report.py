@@ -134,7 +134,10 @@ def cost(config: RunConfig, answered: dict[str, Any], accepted: Counter[str]) ->
     ]
     price = (answered["prompt_tokens"] * wanted.input_price + answered["tokens"] * wanted.output_price) / 1e6
     if price:
-        rows += [("price", f"{price:,.4f}"), ("price of a million accepted tokens", f"{price / max(1, kept) * 1e6:,.2f}")]
+        rows += [
+            ("price", f"{price:,.4f}"),
+            ("price of a million accepted tokens", f"{price / max(1, kept) * 1e6:,.2f}"),
+        ]
     return [
         *rows,
         ("last run that asked: attempts sent", f"{made['sent']:,}"),

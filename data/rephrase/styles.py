@@ -40,6 +40,7 @@ class Style:
     max_tokens: int  # of the output; what the band of lengths allows is less for most sources
     length_ratio: tuple[float, float]  # least and most tokens of the output to those of the source
     max_copied: float  # share of the output's word 4-grams that the source has
+    max_span: int  # words in a row of the output that the source has; 0: as many as there are
     keep_facts: float  # share of the source's numbers, and of its names, that the output has
 
     @property
@@ -105,6 +106,7 @@ def _rules(found: dict[str, Any]) -> list[tuple[str, bool, str]]:
         ("length_ratio", is_band(found["length_ratio"]), "two numbers, the least and the most"),
         ("max_tokens", is_number(found["max_tokens"], int) and found["max_tokens"] > 0, "a whole number above 0"),
         ("max_copied", is_number(found["max_copied"]) and found["max_copied"] <= 1, "a share from 0 to 1"),
+        ("max_span", is_number(found["max_span"], int), "a whole number, 0 for no limit"),
         ("keep_facts", is_number(found["keep_facts"]) and found["keep_facts"] <= 1, "a share from 0 to 1"),
     ]
 

@@ -23,7 +23,8 @@ def longest_span(output: Sequence[str], source: Sequence[str]) -> int:
 
 
 def judge(output: Output, limits: OutputFilterConfig) -> str:
-    if copied_share(output.words, output.source_words) > output.style.max_copied:
+    del limits
+    style = output.style
+    if copied_share(output.words, output.source_words) > style.max_copied:
         return "copied"
-    prose = output.style.form == "prose" and limits.max_span > 0
-    return "copied" if prose and longest_span(output.words, output.source_words) > limits.max_span else ""
+    return "copied" if style.max_span and longest_span(output.words, output.source_words) > style.max_span else ""

@@ -48,14 +48,16 @@ def test_what_the_iterator_raises_is_raised_behind_what_came_before() -> None:
         yield from range(8)
         raise ValueError("a broken part")
 
-    async def run() -> list[int | None]:
-        ahead, found = Ahead(items(), 8), []
-        with pytest.raises(ValueError, match="a broken part"):
-            while True:
-                found.append(await ahead.take())
-        return found
+    found: list[int | None] = []
 
-    assert asyncio.run(run())[:1] == [0]
+    async def run() -> None:
+        ahead = Ahead(items(), 8)
+        while True:
+            found.append(await ahead.take())
+
+    with pytest.raises(ValueError, match="a broken part"):
+        asyncio.run(run())
+    assert found[:1] == [0]
 
 
 def test_all_that_was_put_is_kept_though_the_loop_ends_with_an_error() -> None:

@@ -4,8 +4,8 @@ from collections import defaultdict
 
 import pytest
 
-from benchmarks.rephrase_labels import CLEAN, OWN, PLANTERS, labelled, make_output, pairs
-from conf.rephrase import STYLES, OutputFilterConfig
+from benchmarks.rephrase_labels import CLEAN, OWN, PLANTERS, labelled, make_output, model_answers, pairs
+from conf.rephrase import SMALL_STYLES, STYLES, OutputFilterConfig
 from data.rephrase.clean import clean
 from data.rephrase.filters import FILTERS, REASONS, judge
 from data.rephrase.filters.arithmetic import equations
@@ -63,6 +63,15 @@ def test_the_labelled_bench_keeps_its_bounds() -> None:
     assert set(OWN) == set(rejected)
 
 
+def test_failures_of_a_small_model_are_rejected() -> None:
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in model_answers(load_styles([*STYLES, *SMALL_STYLES], [])):
+        found[row.label].append(judge(row.output, LIMITS))
+    rejected = {label: sum(map(bool, reasons)) / len(reasons) for label, reasons in found.items()}
+    assert {"copied", "truncated", "invented", "repetition", "form", "echo", "boilerplate"} <= set(rejected)
+    assert min(rejected.values()) >= 0.95, rejected
+
+
 def test_planting_is_the_same_for_the_same_seed() -> None:
     one, two = ([(row.label, row.output.raw) for row in labelled(3, 1)] for _ in range(2))
     assert one == two
@@ -111,4 +120,4 @@ def test_copying_is_counted_in_words() -> None:
 
 def test_every_style_has_good_examples_that_pass() -> None:
     passed = {pair.style.name for pair in pairs() if not judge(make_output(pair.source, pair.text, pair.style), LIMITS)}
-    assert passed == set(STYLES)
+    assert passed == {*STYLES, *SMALL_STYLES}
