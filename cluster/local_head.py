@@ -19,7 +19,8 @@ from conf.errors import ResourceError
 from conf.schema import ClusterConfig
 
 START_TIMEOUT_SEC = 120.0
-STOP_TIMEOUT_SEC = 30.0
+STOP_TIMEOUT_SEC = 10.0  # for Ray to shut down in order: what a command that got a signal makes its user wait
+KILL_TIMEOUT_SEC = 30.0
 POLL_SEC = 0.2
 TEMP_PREFIX = "sundog-"
 LOG = "keeper.log"
@@ -84,7 +85,7 @@ def _stop(keeper: Keeper) -> None:
         keeper.wait(STOP_TIMEOUT_SEC)
     except subprocess.TimeoutExpired:
         keeper.kill()  # its children end with it: Ray binds them to their parent
-        keeper.wait(STOP_TIMEOUT_SEC)
+        keeper.wait(KILL_TIMEOUT_SEC)
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from cluster import local_head
 from cluster.connection import Connection, connect, split_address
 from cluster.local_head import TEMP_PREFIX, temporary_folder
 from conf.errors import EXIT_TERMINATED, ResourceError
@@ -270,3 +271,12 @@ def test_no_process_outlives_a_driver_that_raises() -> None:
     assert driver.wait(GONE_TIMEOUT_SEC) == 1
     assert survivors(processes, GONE_TIMEOUT_SEC) == []
     assert not any(psutil.pid_exists(pid) for pid in said["ranks"])
+
+
+@pytest.mark.parametrize("program", ["input()", "import time; time.sleep(600)"])
+def test_a_keeper_ends_or_is_killed(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_head, "STOP_TIMEOUT_SEC", 0.5)
+    pipe = subprocess.PIPE
+    keeper = subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stderr=subprocess.DEVNULL, text=True)
+    local_head._stop(keeper)
+    assert keeper.returncode is not None
