@@ -152,7 +152,7 @@ def endpoint_unit(work: Unit) -> Unit:
 
         def bodies() -> Iterator[Request]:
             for asked in pending(work, store, counts):
-                waiting[asked.id] = asked
+                waiting[asked.id], found.earlier = asked, counts["cached"]
                 yield Request(asked.id, _body(asked, work))
 
         def put(request: str, answer: Answer) -> None:

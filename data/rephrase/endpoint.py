@@ -26,7 +26,8 @@ from data.rephrase.store import Answer
 
 PASSING = {408, 409, 425, 429}  # and all from 500 on
 FATAL = {401: "the server wants a token", 403: "the token may not do this", 404: "no such address or model"}
-CONTEXT_WORDS = ("context", "too long", "maximum length", "max_model_len", "tokens")
+CONTEXT_WORDS = ("context", "too long", "maximum length", "max_model_len")
+TOO_LONG = "prompt_too_long"
 LONGEST_WAIT_SEC = 60.0
 MAX_ANSWER_BYTES = 16 << 20
 
@@ -68,6 +69,7 @@ class Tally:
     sent: int = 0
     given_up: Counter[str] = field(default_factory=Counter)
     retried: Counter[str] = field(default_factory=Counter)
+    earlier: int = 0  # answers of earlier runs
     lost_in_a_row: int = 0
     seconds: float = 0.0
 
@@ -120,16 +122,31 @@ async def _answer_all(requests: Iterator[Request], limits: Limits, keeper: Keepe
                 if answer is None:
                     _stop_if_dead(tally, limits)
                 else:
-                    tally.answered += "error" not in answer
-                    tally.refused += "error" in answer
-                    await keeper.put(post.id, answer)
+                    await keep(post.id, answer)
 
+        async def keep(request: str, answer: Answer) -> None:
+            """Keeps an answer; refusals once the server has shown that it answers some request."""
+            refused = "error" in answer
+            tally.answered += not refused
+            tally.refused += refused
+            if refused and answer["error"] != TOO_LONG and not tally.answered + tally.earlier:
+                unsure.append((request, answer))
+                if len(unsure) >= max(8, limits.slots):
+                    raise _refuses_all(limits, unsure)
+                return
+            while unsure and tally.answered:
+                await keeper.put(*unsure.pop())
+            await keeper.put(request, answer)
+
+        unsure: list[tuple[str, Answer]] = []
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(limits.slots):
                     group.create_task(work())
         except BaseExceptionGroup as found:  # a signal's too, where the command itself asks
             raise found.exceptions[0] from None
+        if unsure:
+            raise _refuses_all(limits, unsure)
     tally.seconds = time.monotonic() - start
 
 
@@ -176,8 +193,13 @@ async def _attempt(session: aiohttp.ClientSession, post: Post, limits: Limits) -
     if status in FATAL:
         fix = "check rephrase.endpoint, rephrase.model and rephrase.api_key_env"
         raise ConfigError("rephrase.endpoint", f"{url} answered {status}: {said}", FATAL[status], fix)
+    return {"error": refusal(status, said), "said": said}
+
+
+def refusal(status: int, said: str) -> str:
+    """What a server's refusal of one request is called."""
     too_long = status in (400, 413, 422) and any(word in said.lower() for word in CONTEXT_WORDS)
-    return {"error": "prompt_too_long" if too_long else f"refused_{status}", "said": said}
+    return TOO_LONG if too_long else f"refused_{status}"
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:
@@ -204,6 +226,13 @@ def _parse(content: bytes, seconds: float) -> Answer:
     if not isinstance(text, str) or not isinstance(finish, str):
         raise Passing("nonsense")
     return {"text": text, "finish": finish, **counts, "seconds": round(seconds, 4)}
+
+
+def _refuses_all(limits: Limits, refused: list[tuple[str, Answer]]) -> ConfigError:
+    """What is wrong where all requests so far were refused, and none for its length: the settings, not the texts."""
+    value = f"{limits.url} refused all of {len(refused)} requests ({refused[0][1]['error']}): {refused[0][1]['said']}"
+    fix = "change what it objects to: rephrase.model, top_p or temperature, max_tokens of the styles, or the server"
+    return ConfigError("rephrase.endpoint", value, "some request is answered", fix)
 
 
 def _stop_if_dead(tally: Tally, limits: Limits) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from conf.errors import ConfigError, ResourceError
-from data.rephrase.endpoint import Limits, Request, answer_all
+from data.rephrase.endpoint import Limits, Request, Tally, answer_all, refusal
 from data.rephrase.store import Answer
 from tests.helpers.chat_server import Served, chat_server
 
@@ -88,6 +88,40 @@ def test_a_refused_request_is_an_answer_of_its_own_kind() -> None:
     assert {answer["error"] for answer in found.values()} == {"prompt_too_long"}
     assert (tally.refused, tally.answered) == (6, 0)
     assert set(served.attempts.values()) == {1}
+
+
+def test_a_server_that_refuses_every_request_ends_the_run_and_nothing_is_kept() -> None:
+    with chat_server(lambda attempt, body: 422) as served:
+        found: dict[str, Answer] = {}
+        limits = Limits(served.url, 4, 3, 0.0, 20.0)
+        with pytest.raises(ConfigError, match="422"):
+            answer_all(iter(requests(100)), limits, found.__setitem__)
+    assert found == {}
+    assert sum(served.attempts.values()) <= 12
+
+
+def test_single_refusals_are_kept_beside_answers() -> None:
+    def behave(attempt: int, body: dict[str, Any]) -> str | int:
+        return 422 if body["messages"][0]["content"] in ("text 0", "text 1", "text 20") else "answer"
+
+    with chat_server(behave) as served:
+        found, tally = ask(served, 30)
+    assert {name for name, answer in found.items() if answer.get("error") == "refused_422"} == {"0000", "0001", "0014"}
+    assert (len(found), tally.answered, tally.refused) == (30, 27, 3)
+
+
+def test_refusals_are_kept_where_an_earlier_run_was_answered() -> None:
+    with chat_server(lambda attempt, body: 422) as served:
+        found: dict[str, Answer] = {}
+        tally = answer_all(iter(requests(20)), Limits(served.url, 4, 3, 0.0, 20.0), found.__setitem__, Tally(earlier=1))
+    assert len(found) == tally.refused == 20
+
+
+def test_a_limit_of_tokens_is_no_prompt_that_is_too_long() -> None:
+    assert refusal(400, "max_tokens: 500 is more than this server allows (64)") == "refused_400"
+    assert refusal(400, "This model's maximum context length is 4097 tokens") == "prompt_too_long"
+    assert refusal(413, "the prompt is too long") == "prompt_too_long"
+    assert refusal(418, "context") == "refused_418"
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
