@@ -154,6 +154,7 @@ def endpoint_unit(work: Unit) -> Unit:
             for asked in pending(work, store, counts):
                 waiting[asked.id], found.earlier = asked, counts["cached"]
                 yield Request(asked.id, _body(asked, work))
+            found.earlier = counts["cached"]
 
         def put(request: str, answer: Answer) -> None:
             store.put(request, answer)

@@ -73,6 +73,11 @@ class Tally:
     lost_in_a_row: int = 0
     seconds: float = 0.0
 
+    @property
+    def works(self) -> bool:
+        """Whether the server has ever answered."""
+        return self.answered + self.earlier > 0
+
 
 class Passing(Exception):
     """A failure that may pass: its name, and how long the server asks to wait."""
@@ -129,14 +134,19 @@ async def _answer_all(requests: Iterator[Request], limits: Limits, keeper: Keepe
             refused = "error" in answer
             tally.answered += not refused
             tally.refused += refused
-            if refused and answer["error"] != TOO_LONG and not tally.answered + tally.earlier:
+            if refused and answer["error"] != TOO_LONG:
                 unsure.append((request, answer))
-                if len(unsure) >= max(8, limits.slots):
-                    raise _refuses_all(limits, unsure)
-                return
-            while unsure and tally.answered:
+            else:
+                await keeper.put(request, answer)
+            if tally.works or len(unsure) >= max(8, limits.slots):
+                await settle()
+
+        async def settle() -> None:
+            """Keeps the refusals that came so far, or raises that there is nothing else."""
+            if unsure and not tally.works:
+                raise _refuses_all(limits, unsure)
+            while unsure:
                 await keeper.put(*unsure.pop())
-            await keeper.put(request, answer)
 
         unsure: list[tuple[str, Answer]] = []
         try:
@@ -145,8 +155,7 @@ async def _answer_all(requests: Iterator[Request], limits: Limits, keeper: Keepe
                     group.create_task(work())
         except BaseExceptionGroup as found:  # a signal's too, where the command itself asks
             raise found.exceptions[0] from None
-        if unsure:
-            raise _refuses_all(limits, unsure)
+        await settle()
     tally.seconds = time.monotonic() - start
 
 

@@ -97,7 +97,7 @@ def test_a_server_that_refuses_every_request_ends_the_run_and_nothing_is_kept() 
         with pytest.raises(ConfigError, match="422"):
             answer_all(iter(requests(100)), limits, found.__setitem__)
     assert found == {}
-    assert sum(served.attempts.values()) <= 12
+    assert sum(served.attempts.values()) <= 12  # eight, and what is in flight then
 
 
 def test_single_refusals_are_kept_beside_answers() -> None:
