@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data.files import read_json
@@ -25,7 +24,7 @@ from models.attention import local_attention
 from models.hf import load_hf
 from models.hf_config import ARCHITECTURE, CONFIG, NEUTRAL
 
-CHUNK_LOGITS = 2**20  # logits alive at once in our own head: 4 MB stay in the cache
+CHUNK_LOGITS = 2**19  # logits alive at once in our own head: 2 MB stay in the cache
 PACK_LOGITS = 2**27  # logits of one forward pass of a model that gives them all
 PROBE_TOLERANCE = 1e-4  # bits of a token; above it packed documents see each other, or may: then they are not packed
 Bits = npt.NDArray[np.float64]
@@ -106,9 +105,12 @@ class DecoderModel:
         self.model.set_attention_core(each_alone)
         hidden_NE = self.model.hidden(tokens, positions)[0, rows]
         weight_VE = self.model.head.weight
-        step = max(1, CHUNK_LOGITS // weight_VE.shape[0])
-        parts = zip(hidden_NE.split(step), targets.split(step), strict=True)
-        return _split([_token_bits(part @ weight_VE.T, labels) for part, labels in parts], windows)
+        logits = hidden_NE.new_empty(max(1, CHUNK_LOGITS // weight_VE.shape[0]), weight_VE.shape[0])
+        parts = zip(hidden_NE.split(len(logits)), targets.split(len(logits)), strict=True)
+        found = [
+            _token_bits(torch.mm(part, weight_VE.T, out=logits[: len(part)]), labels) for part, labels in parts
+        ]
+        return _split(found, windows)
 
 
 class TransformersModel:
@@ -186,8 +188,11 @@ def _flat(windows: Sequence[Window]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _token_bits(logits_NV: Tensor, targets: Tensor) -> Tensor:
+    """Bits of each target, fp64; uses up the logits: cross_entropy would write its log-softmax beside them."""
     wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    return F.cross_entropy(wide, targets, reduction="none").double() / math.log(2)
+    largest, picked = wide.amax(1, keepdim=True), wide.gather(1, targets[:, None])
+    nats = wide.sub_(largest).exp_().sum(1, keepdim=True).log_() + (largest - picked)
+    return nats[:, 0].double() / math.log(2)
 
 
 def _split(parts: Sequence[Tensor], windows: Sequence[Window]) -> list[Bits]:
