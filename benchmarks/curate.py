@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from conf.curate import CurationConfig
@@ -26,6 +27,7 @@ from data.curate import curate
 from data.documents import Document, read_columns
 from data.stages import serial_units, stage_folders
 from data.steps import STEPS
+from data.steps.minhash import shingles
 
 FILTERS = ("repetition", "gopher", "c4", "fineweb")
 MAX_CHARS = 6_000  # of a document: the mean is then about 2.8 kB
@@ -106,10 +108,16 @@ def minhash(path: Path, root: Path, bands: int, hashes: int) -> tuple[float, set
 
 
 def recall(rows: list[dict[str, str]], kept: set[str], kind: str) -> str:
-    """Planted pairs of which one went."""
-    names = [row["id"] for row in rows if row["id"].startswith(f"{kind}/")]
-    found = sum(name not in kept or name.removeprefix(f"{kind}/") not in kept for name in names)
-    return f"{found}/{len(names)}"
+    """Planted pairs of which one went, of those whose similarity makes them duplicates; and how many are none."""
+    texts, config = {row["id"]: row["text"] for row in rows}, CurationConfig().minhash
+    pairs = [(name, name.removeprefix(f"{kind}/")) for name in texts if name.startswith(f"{kind}/")]
+    sets = ([shingles(texts[name], config.shingle) for name in pair] for pair in pairs)
+    shared = [(np.intersect1d(one, two).size, one.size + two.size) for one, two in sets]
+    real = [
+        pair for pair, (both, sizes) in zip(pairs, shared, strict=True) if both >= config.min_jaccard * (sizes - both)
+    ]
+    found = sum(copy not in kept or source not in kept for copy, source in real)
+    return f"{found}/{len(real)}" + (f" (and {len(pairs) - len(real)} too unlike)" if len(real) < len(pairs) else "")
 
 
 def main() -> None:

@@ -6,7 +6,8 @@ The folder is a run's ``data.dir`` after ``sundog order``. Columns: mean similar
 documents of a window; documents with one of their ``k`` nearest in their window; windows where all have one; the same
 four by an embedding that had no part in the orders (hashed runs of four letters); what compressing windows as a whole
 saves over compressing their documents one by one, which no embedding judges; documents cut in more pieces than they
-need; padding. A token counts as 4 bytes.
+need; padding. A token counts as 4 bytes. ``unmoved`` is a control, not a packing of ours: a window ends before the
+first document that it cannot hold, so nothing is moved or cut and much is padded.
 """
 
 import argparse
@@ -28,7 +29,8 @@ from data.orders.graph import Lists
 from data.packing import plan
 from data.vectors import Vectors
 
-PACKINGS = ("concat", "soft", "whole")
+CONTROL = "unmoved"
+PACKINGS = ("concat", "soft", "whole", CONTROL)
 TOKEN_BYTES = 4
 COMPRESSED = 400
 JUDGED = ("adjac.", "pair", "share", "all")
@@ -53,12 +55,27 @@ class Judge:
         ]
 
 
+def unmoved(lengths: Ints, context: int) -> Ints:
+    """Pieces as ``data.packing.plan`` gives them, of documents in order, each begun in a new window if it must."""
+    pieces, window, room = [], 0, context
+    for document, length in enumerate(lengths.tolist()):
+        if room < min(length, context):
+            window, room = window + 1, context
+        for offset in range(0, length, context):  # longer ones begin a window
+            take = min(context, length - offset)
+            if take > room:
+                window, room = window + 1, context
+            pieces.append((document, offset, take, window))
+            room -= take
+    return np.array(pieces)
+
+
 def measure(
     path: Ints, packing: str, context: int, texts: list[bytes], judges: Sequence[Judge], compressed: int
 ) -> list[float]:
     """The figures of an order under a packing; of ``compressed`` windows, evenly spread, the compression."""
     lengths = np.array([max(1, len(texts[document]) // TOKEN_BYTES) for document in path])
-    pieces = plan(lengths, context, packing)
+    pieces = unmoved(lengths, context) if packing == CONTROL else plan(lengths, context, packing)
     documents, windows = path[pieces[:, 0]], pieces[:, 3]
     chosen = np.unique(np.linspace(0, windows[-1], compressed).astype(np.int64))
     parts = [[_piece(texts[path[row[0]]], *row[1:3]) for row in pieces[windows == window]] for window in chosen]

@@ -107,9 +107,7 @@ class DecoderModel:
         weight_VE = self.model.head.weight
         logits = hidden_NE.new_empty(max(1, CHUNK_LOGITS // weight_VE.shape[0]), weight_VE.shape[0])
         parts = zip(hidden_NE.split(len(logits)), targets.split(len(logits)), strict=True)
-        found = [
-            _token_bits(torch.mm(part, weight_VE.T, out=logits[: len(part)]), labels) for part, labels in parts
-        ]
+        found = [_token_bits(torch.mm(part, weight_VE.T, out=logits[: len(part)]), labels) for part, labels in parts]
         return _split(found, windows)
 
 
