@@ -4,302 +4,64 @@
 until it trains on by itself, repairs the machine (not the run), and prints what happened and how long it took. At the
 end the loss of every step is compared, to the last bit, with a run that nothing happens to. Exit code 1: a round took
 longer than its bound, a step is missing or there twice, or a loss differs.
+
+With ``--folder`` the same command goes on where an earlier one stopped: after ``--at-once`` rounds (exit code 75, the
+run itself checkpointed and ended), or when it was ended itself, with the round that it was in.
 """
 
 import argparse
 import json
-import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.harms import ANYWHERE, WITH_NETWORK, WITH_ROOT, Scene
 from benchmarks.netns import Network, available
 from benchmarks.nodes import Nodes
+from benchmarks.submitted import BOUND_SEC, SMALL_RUN, Run, prepare
 from cluster.supervisor import read_attempts
-from conf.errors import EXIT_TERMINATED
-from data.curate import curate
-from data.order import order
-from data.pack import pack
-from data.stages import serial_units
-from launch.preflight import load_config
-from trainers.checkpoint_folder import checkpoints_folder, complete_checkpoints
+from conf.errors import EXIT_STOPPED, EXIT_TERMINATED
+from data.files import write_atomic
 from trainers.journal import METRICS_FILE, read_journal
 
-ROOT = Path(__file__).resolve().parents[1]
-BOUND_SEC = 240.0  # from the harm to the first new step, on a machine that others use too
 DISK_MB = 64
-SETTINGS = [
-    "data=path",
-    "model=tiny",
-    "data.context=128",
-    "data.vocab_size=400",
-    "data.shard_documents=60",
-    "trainer.steps=100000",
-    "trainer.batch=8",
-    "trainer.micro_batch=4",
-    "trainer.lr=1e-3",
-    "trainer.warmup_steps=2",
-    "trainer.checkpoint_every=10",
-    "trainer.eval_every=0",
-    "trainer.log_every=50",
-    "trainer.collective_timeout_sec=15",
-    "sequence.timeout=15",
-    "cluster=attached",
-    "cluster.ranks=2",
-    "cluster.placement=STRICT_SPREAD",
-    "cluster.hang_timeout_sec=30",
-    "cluster.max_restarts=10",
-]
+SETTINGS = [*SMALL_RUN, "cluster.ranks=2", "cluster.placement=STRICT_SPREAD"]
+PLAN, ROWS = "plan.json", "rounds.jsonl"  # in the folder: the harms of all rounds, and what came of them
 
 
-@dataclass
-class Run:
-    """A run that goes through ``sundog submit``, seen from outside."""
-
-    name: str
-    folder: Path
-    nodes: Nodes
-    settings: list[str]
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "launch", "submit", "--address", self.nodes.url, "train", f"name={self.name}"]
-        self.log = self.folder / f"{self.name}.log"
-        self.client = subprocess.Popen(
-            [*command, f"run_dir={self.run_dir}", f"data.dir={self.folder}/data", *self.settings],
-            cwd=ROOT,
-            env=self.nodes.environment | {"PYTHONPATH": str(ROOT)},
-            stdin=subprocess.DEVNULL,
-            stdout=self.log.open("wb"),
-            stderr=subprocess.STDOUT,
-        )
-
-    @property
-    def run_dir(self) -> Path:
-        return self.folder / "disk" / self.name
-
-    def losses(self) -> dict[int, float]:
-        """Step -> loss, as far as the run has come."""
-        records = read_journal(self.run_dir / METRICS_FILE)
-        return {record["step"]: record["train/loss"] for record in records}
-
-    def step(self) -> int:
-        return max(self.losses(), default=0)
-
-    def ranks(self) -> list[int]:
-        """Process ids of the newest gang, in rank order."""
-        started = [record for record in read_attempts(self.run_dir) if record["event"] == "started"]
-        return [rank["pid"] for rank in started[-1]["ranks"]] if started else []
-
-    def gangs(self) -> int:
-        """How many gangs have been started."""
-        return sum(record["event"] == "started" for record in read_attempts(self.run_dir))
-
-    def await_gang(self, count: int, seconds: float) -> None:
-        """Wait until ``count`` gangs have been started. Raises RuntimeError when they are not."""
-        begun = time.monotonic()
-        while self.gangs() < count:
-            if self.client.poll() is not None or time.monotonic() - begun > seconds:
-                raise RuntimeError(f"no new gang within {seconds:g} s:\n" + self.tail())
-            time.sleep(0.2)
-
-    def driver(self) -> int:
-        return int(json.loads((self.run_dir / "status.json").read_text())["pid"])
-
-    def await_step(self, step: int, seconds: float) -> float:
-        """Wait for a step; return how long it took. Raises RuntimeError when it does not come, or the run ends."""
-        begun = time.monotonic()
-        while self.step() < step:
-            if self.client.poll() is not None or time.monotonic() - begun > seconds:
-                raise RuntimeError(f"{self.name} did not come to step {step} in {seconds:g} s:\n" + self.tail())
-            time.sleep(0.2)
-        return time.monotonic() - begun
-
-    def tail(self) -> str:
-        return self.log.read_text(errors="replace")[-3000:]
-
-    def stop(self) -> int:
-        """Ask the run to checkpoint and end; return the exit code of its client."""
-        self.client.send_signal(signal.SIGINT)
-        return self.client.wait(BOUND_SEC)
-
-
-@dataclass
-class Scene:
-    """What harms may use."""
-
-    run: Run
-    nodes: Nodes
-    network: Network | None
-    dice: random.Random
-
-    def rank_node(self) -> int:
-        return self.dice.randint(1, self.nodes.count)
-
-
-def kill_rank(scene: Scene) -> str:
-    rank, pid = scene.dice.choice(list(enumerate(scene.run.ranks())))
-    os.kill(pid, signal.SIGKILL)
-    return f"rank {rank}"
-
-
-def kill_actor(scene: Scene) -> str:
-    rank = scene.dice.randrange(2)
-    program = (
-        "import sys, ray; from ray.util.state import list_actors;"
-        "ray.init(sys.argv[1], logging_level='ERROR', log_to_driver=False);"
-        "found = [a for a in list_actors(sys.argv[2]) if a.class_name == 'Rank' and a.state == 'ALIVE'"
-        " and a.name.endswith('-' + sys.argv[3])];"
-        "ray.kill(ray.get_actor(found[0].name, namespace=found[0].ray_namespace))"
-    )
-    command = [sys.executable, "-c", program, scene.nodes.address, scene.nodes.url, str(rank)]
-    done = subprocess.run(command, env=scene.nodes.environment, capture_output=True, text=True, timeout=90)
-    if done.returncode != 0:
-        raise RuntimeError(done.stderr)
-    return f"bundle {rank}, by ray.kill"
-
-
-def kill_raylet(scene: Scene) -> str:
-    node = scene.rank_node()
-    os.kill(scene.nodes.raylet(node), signal.SIGKILL)
-    return f"node {node}"
-
-
-def kill_node(scene: Scene) -> str:
-    node = scene.rank_node()
-    scene.nodes.kill(node)
-    return f"node {node}"
-
-
-def kill_driver(scene: Scene) -> str:
-    os.kill(scene.run.driver(), signal.SIGKILL)
-    return "sundog train"
-
-
-def kill_job_supervisor(scene: Scene) -> str:
-    for process in scene.nodes.processes(0):
-        with suppress(psutil.NoSuchProcess):
-            if "JobSupervisor" in " ".join(process.cmdline()):
-                process.kill()
-                return "its actor on the head"
-    raise RuntimeError("no job supervisor on the head")
-
-
-def freeze_rank(scene: Scene) -> str:
-    rank, pid = scene.dice.choice(list(enumerate(scene.run.ranks())))
-    os.kill(pid, signal.SIGSTOP)
-    return f"rank {rank}"
-
-
-def cut_link(scene: Scene) -> str:
-    assert scene.network is not None
-    node, seconds = scene.rank_node(), scene.dice.choice([2, 25])
-    scene.network.cut(node)
-    time.sleep(seconds)
-    scene.network.mend(node)
-    return f"node {node}, {seconds} s"
-
-
-def slow_link(scene: Scene) -> str:
-    assert scene.network is not None
-    node = scene.rank_node()
-    scene.network.slow(node, "500kbit")
-    time.sleep(10)
-    scene.network.mend(node)
-    return f"node {node}, 0.5 Mbit/s for 10 s"
-
-
-def fill_disk(scene: Scene) -> str:
-    """Hold the disk full until a checkpoint has failed."""
-    filler, before = scene.run.folder / "disk" / "filler", scene.run.log.read_text().count("no checkpoint after")
-    deadline = time.monotonic() + BOUND_SEC
-    with filler.open("wb", buffering=0) as file:
-        while scene.run.log.read_text().count("no checkpoint after") == before and time.monotonic() < deadline:
-            with suppress(OSError):
-                while True:
-                    file.write(bytes(4096))
-            time.sleep(0.01)
-    filler.unlink()
-    return "until a checkpoint failed"
-
-
-def _harm_newest(scene: Scene, harm: Callable[[Path], None]) -> str:
-    """Damage the newest checkpoint while no rank lives to write another, so that the next gang meets it."""
-    for pid in scene.run.ranks():
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    newest = complete_checkpoints(checkpoints_folder(str(scene.run.run_dir)))[0]
-    harm(scene.dice.choice(sorted(newest.glob("*.distcp"))))
-    return f"{newest.name}, and all ranks killed"
-
-
-def tear_checkpoint(scene: Scene) -> str:
-    return _harm_newest(scene, lambda file: os.truncate(file, file.stat().st_size // 2))
-
-
-def corrupt_checkpoint(scene: Scene) -> str:
-    def flip(file: Path) -> None:
-        content = bytearray(file.read_bytes())
-        content[scene.dice.randrange(len(content))] ^= 0x40
-        file.write_bytes(content)
-
-    return _harm_newest(scene, flip)
-
-
-ANYWHERE = {
-    "kill a rank": kill_rank,
-    "kill an actor": kill_actor,
-    "kill a raylet": kill_raylet,
-    "kill a node": kill_node,
-    "kill the driver": kill_driver,
-    "kill the job supervisor": kill_job_supervisor,
-    "freeze a rank": freeze_rank,
-    "tear the newest checkpoint": tear_checkpoint,
-    "corrupt the newest checkpoint": corrupt_checkpoint,
-}
-WITH_NETWORK = {"cut a link": cut_link, "slow a link": slow_link}
-WITH_ROOT = {"fill the disk": fill_disk}
-
-
-def rounds(scene: Scene, kinds: list[str]) -> tuple[list[dict[str, Any]], bool]:
-    """Do one harm after another; return a row for each, and whether the run came through all."""
-    harms = ANYWHERE | WITH_NETWORK | WITH_ROOT
-    rows: list[dict[str, Any]] = []
-    for number, kind in enumerate(kinds, 1):
-        run = scene.run
-        run.await_step(run.step() + scene.dice.randint(11, 25), BOUND_SEC)  # a checkpoint lies between two harms
-        attempts, gangs, at, begun = len(read_attempts(run.run_dir)), run.gangs(), run.step(), time.monotonic()
-        row: dict[str, Any] = {"round": number, "harm": kind, "step": at}
-        rows.append(row)
-        try:
-            row["what"] = harms[kind](scene)
-            row["replaced"] = ",".join(map(str, scene.nodes.restore())) or "-"
-            if kind in ANYWHERE:  # the others may pass without a restart
-                run.await_gang(gangs + 1, BOUND_SEC)
-            run.await_step(at + 1, BOUND_SEC)
-            row["sec"] = round(time.monotonic() - begun, 1)
-            scene.nodes.restore()
-            scene.nodes.await_nodes(scene.nodes.count)
-        except RuntimeError as error:
-            row["log"] = str(error)
-            print(error, file=sys.stderr, flush=True)
-            return rows, False
-        events = [record for record in read_attempts(run.run_dir)[attempts:] if record["event"] != "started"]
-        told = "; ".join(f"{e['event']}: {e.get('message', '')}"[:70] for e in events)
-        row["log"] = told or ("the command was run again" if run.gangs() > gangs else "trained on")
-        print(json.dumps(row), flush=True)
-    return rows, True
+def one_round(scene: Scene, number: int, kind: str) -> tuple[dict[str, Any], bool]:
+    """Do one harm; return what is told of it, and whether the run came through."""
+    harms, run = ANYWHERE | WITH_NETWORK | WITH_ROOT, scene.run
+    run.await_step(run.step() + scene.dice.randint(11, 25), BOUND_SEC)  # a checkpoint lies between two harms
+    attempts, gangs, at, begun = len(read_attempts(run.run_dir)), run.gangs(), run.step(), time.monotonic()
+    row: dict[str, Any] = {"round": number, "harm": kind, "step": at}
+    try:
+        row["what"] = harms[kind](scene)
+        row["replaced"] = ",".join(map(str, scene.nodes.restore())) or "-"
+        if kind in ANYWHERE:  # the others may pass without a restart
+            run.await_gang(gangs + 1, BOUND_SEC)
+        run.await_step(at + 1, BOUND_SEC)
+        row["sec"] = round(time.monotonic() - begun, 1)
+        scene.nodes.restore()
+        scene.nodes.await_nodes(scene.nodes.count)
+    except RuntimeError as error:
+        print(error, file=sys.stderr, flush=True)
+        return row | {"log": str(error)}, False
+    events = [record for record in read_attempts(run.run_dir)[attempts:] if record["event"] != "started"]
+    told = "; ".join(f"{e['event']}: {e.get('message', '')}"[:70] for e in events)
+    row["log"] = told or ("the command was run again" if run.gangs() > gangs else "trained on")
+    return row, True
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -324,25 +86,55 @@ def compare(disturbed: Run, undisturbed: Run) -> str:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """A file system of its own for the run (root), so that filling it harms nobody else."""
-    (folder / "disk").mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder / "disk")]
-    subprocess.run(mount, check=True)
+    """A file system of its own for the run (root), so that filling it harms nobody else; what is in it is kept."""
+    disk, kept = folder / "disk", folder / "kept"
+    disk.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(disk)], check=True)
     try:
+        if kept.exists():
+            shutil.copytree(kept, disk, dirs_exist_ok=True)
         yield
     finally:
-        subprocess.run(["umount", "-l", str(folder / "disk")], check=True)
+        beside = folder / "kept.new"
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(disk, beside)
+        shutil.rmtree(kept, ignore_errors=True)
+        beside.rename(kept)
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def prepare(folder: Path, settings: list[str]) -> None:
-    """A small corpus, packed."""
-    (folder / "corpus").mkdir()
-    for index in range(120):
-        text = " ".join(f"Note {index * 31 + line} says {line * index} of {line}." for line in range(40))
-        (folder / "corpus" / f"{index:04d}.txt").write_text(text)
-    config = load_config([*settings, f"data.dir={folder}/data"])
-    for stage in (curate, order, pack):
-        stage(config, serial_units)
+def plan_of(folder: Path, options: argparse.Namespace) -> list[str]:
+    """The harm of every round, drawn once: later calls with the folder find it there."""
+    path = folder / PLAN
+    if not path.exists():
+        kinds = list(ANYWHERE if options.plain or available() else ANYWHERE | WITH_NETWORK | WITH_ROOT)
+        dice, times = random.Random(options.seed), -(-options.rounds // len(kinds))
+        drawn = [kind for _ in range(times) for kind in dice.sample(kinds, len(kinds))]
+        write_atomic(path, json.dumps({"seed": options.seed, "kinds": drawn[: options.rounds]}) + "\n")
+    plan = json.loads(path.read_text())
+    if (plan["seed"], len(plan["kinds"])) != (options.seed, options.rounds):
+        sys.exit(f"{path} is of {len(plan['kinds'])} rounds with seed {plan['seed']}: name another --folder")
+    return plan["kinds"]
+
+
+def disturb(scene: Scene, plan: list[str], rows: list[dict[str, Any]], until: int, seed: int) -> bool:
+    """Do the rounds after those in ``rows``, up to ``until``; return whether the run came through."""
+    if len(rows) == until:
+        return True
+    scene.run.start()
+    for number in range(len(rows) + 1, until + 1):
+        scene.dice = random.Random(f"{seed}-{number}")
+        row, fine = one_round(scene, number, plan[number - 1])
+        print(json.dumps(row), flush=True)
+        if not fine:
+            show([*rows, row])
+            return False
+        rows.append(row)
+        with (scene.run.folder / ROWS).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    code = scene.run.stop()
+    print(f"{len(rows)} rounds, {scene.run.step()} steps, stopped with exit code {code}", flush=True)
+    return code == EXIT_STOPPED
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -350,31 +142,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plain", action="store_true", help="no network namespaces, no mounts, also as root")
+    parser.add_argument("--folder", type=Path, help="keep everything here and go on from what is there")
+    parser.add_argument("--at-once", type=int, default=0, help="do so many rounds of them now (default: all)")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # nodes and mounts are not left behind
-    dice, reason = random.Random(options.seed), "asked for" if options.plain else available()
-    kinds = list(ANYWHERE if reason else ANYWHERE | WITH_NETWORK | WITH_ROOT)
-    plan = [kind for _ in range(-(-options.rounds // len(kinds))) for kind in dice.sample(kinds, len(kinds))]
-    print(f"{options.rounds} rounds, seed {options.seed}; " + (f"plain: {reason}" if reason else "network of 3 hosts"))
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
+        folder = folder.absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        plan = plan_of(folder, options)
+        rows = read_journal(folder / ROWS)
         settings = [*SETTINGS, f"data.path={folder}/corpus"]
         prepare(folder, settings)
-        if reason:
-            (folder / "disk").mkdir()
-        else:
+        networked = bool(set(plan) & set(WITH_NETWORK))
+        if networked:
             stack.enter_context(small_disk(folder))
-        network = None if reason else stack.enter_context(Network("port", 3, 1000))
+        network = stack.enter_context(Network("port", 3, 1000)) if networked else None
         nodes = stack.enter_context(Nodes(2, 1, network))
+        print(f"rounds {len(rows) + 1} to {len(plan)}, seed {options.seed}, {'three hosts' if network else 'one host'}")
         disturbed, undisturbed = (Run(name, folder, nodes, settings) for name in ("disturbed", "undisturbed"))
-        disturbed.start()
-        rows, fine = rounds(Scene(disturbed, nodes, network, dice), plan[: options.rounds])
-        show(rows)
-        code = disturbed.stop() if fine else 1
-        last = disturbed.step()
-        print(f"{len(rows)} rounds, {last} steps, stopped with exit code {code}", flush=True)
-        if not fine:
+        until = min(len(plan), len(rows) + options.at_once) if options.at_once else len(plan)
+        if not disturb(Scene(disturbed, nodes, network, random.Random()), plan, rows, until, options.seed):
             return 1
+        if until < len(plan):
+            return EXIT_STOPPED
+        show(rows)
+        last = disturbed.step()
+        shutil.rmtree(undisturbed.run_dir, ignore_errors=True)  # of a call that was ended meanwhile
         undisturbed.start()
         undisturbed.await_step(last, 3600.0)
         undisturbed.stop()
