@@ -43,11 +43,11 @@ PLAN, ROWS = "plan.json", "rounds.jsonl"  # in the folder: the harms of all roun
 def one_round(scene: Scene, number: int, kind: str) -> tuple[dict[str, Any], bool]:
     """Do one harm; return what is told of it, and whether the run came through."""
     harms, run = ANYWHERE | WITH_NETWORK | WITH_ROOT, scene.run
-    run.await_step(run.step() + scene.dice.randint(11, 25), BOUND_SEC)  # a checkpoint lies between two harms
-    attempts, gangs, at, begun = len(read_attempts(run.run_dir)), run.gangs(), run.step(), time.monotonic()
-    row: dict[str, Any] = {"round": number, "harm": kind, "step": at}
+    row: dict[str, Any] = {"round": number, "harm": kind}
     try:
-        row["what"] = harms[kind](scene)
+        run.await_step(run.step() + scene.dice.randint(11, 25), BOUND_SEC)  # a checkpoint lies between two harms
+        attempts, gangs, at, begun = len(read_attempts(run.run_dir)), run.gangs(), run.step(), time.monotonic()
+        row |= {"step": at, "what": harms[kind](scene)}
         row["replaced"] = ",".join(map(str, scene.nodes.restore())) or "-"
         if kind in ANYWHERE:  # the others may pass without a restart
             run.await_gang(gangs + 1, BOUND_SEC)

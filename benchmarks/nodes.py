@@ -45,6 +45,8 @@ class Nodes:
         self.url = f"http://{self._ip(0)}:{dashboard}"
         self._dashboard = dashboard
         self.environment = {**os.environ, **HEALTH, "OMP_NUM_THREADS": "1"}
+        own = str(Path(sys.executable).parent)  # a job's command says `python`
+        self.environment["PATH"] = os.pathsep.join([own, self.environment.get("PATH", os.defpath)])
         if network is not None:
             self.environment["GLOO_SOCKET_IFNAME"] = "fab0"
 
