@@ -114,10 +114,13 @@ class Run:
 
 def prepare(folder: Path, settings: list[str]) -> None:
     """A small corpus, packed, if it is not there yet."""
-    (folder / "corpus").mkdir(exist_ok=True)
-    for index in range(120):
-        text = " ".join(f"Note {index * 31 + line} says {line * index} of {line}." for line in range(40))
-        (folder / "corpus" / f"{index:04d}.txt").write_text(text)
+    corpus, beside = folder / "corpus", folder / "corpus.new"
+    if not corpus.exists():
+        beside.mkdir(exist_ok=True)
+        for index in range(120):
+            text = " ".join(f"Note {index * 31 + line} says {line * index} of {line}." for line in range(40))
+            (beside / f"{index:04d}.txt").write_text(text)
+        beside.rename(corpus)
     config = load_config([*settings, f"data.dir={folder}/data"])
     for stage in (curate, order, pack):
         stage(config, serial_units)

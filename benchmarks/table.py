@@ -39,11 +39,13 @@ def compare(case: str, metric: str, ours: float, peer: float, peer_name: str, *,
     return Row(case, metric, ours, peer, peer_name, ratio)
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """Parse ``--quick`` (a smaller run for a smoke test) and ``--json FILE``."""
+def arguments(description: str, **flags: str) -> argparse.Namespace:
+    """Parse ``--quick`` (a smaller run for a smoke test), ``--json FILE``, and more flags with what they do."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
+    for name, text in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     return parser.parse_args()
 
 

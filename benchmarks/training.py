@@ -1,6 +1,6 @@
-"""Our training step beside Hugging Face Trainer's, step by step in one process.
+"""Our training step beside that of Hugging Face Trainer or LitGPT, step by step in one process.
 
-    python -m benchmarks.training [--quick] [--json FILE]
+    python -m benchmarks.training [--quick] [--litgpt] [--json FILE]
 
 Both train the same Llama model (the weights of one are copied into the other) on the same windows in fp32 with the same
 number of threads, AdamW (fused) and clipping. Trainer runs its own loop; after each of its steps ours does one, so both
@@ -11,8 +11,7 @@ see the same machine. A step is everything between two steps: batch, forward, ba
 import logging
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ import torch
 import transformers
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.table import Row, Times, arguments, median_ratio, report
+from benchmarks.beside import Beside
+from benchmarks.table import Row, arguments, median_ratio, report
 from conf.rules import mesh_sizes
 from conf.schema import RunConfig
 from data.stages import stage_folders
@@ -38,6 +38,7 @@ from trainers.runtime import process_group
 from trainers.throughput import Meter
 
 WARM_UP = 2  # steps that are not counted
+Peer = Callable[[Decoder, RunConfig, Sequence[torch.Tensor], Beside, Path], tuple[str, list[float]]]
 
 
 @dataclass(frozen=True)
@@ -57,31 +58,17 @@ QUICK = [Case("4 x 256, vocabulary 4k", 256, 4, 8, 4, 4096, 256, 8, 1)]
 FULL = [*QUICK, Case("8 x 512, vocabulary 32k", 512, 8, 8, 4, 32_000, 512, 4, 2)]
 
 
-class Beside(TrainerCallback):
-    """Times Trainer's steps and does one of ours after each."""
+class _Turns(TrainerCallback):
+    """Tells of Trainer's steps."""
 
-    def __init__(self, ours: Callable[[], float]) -> None:
-        self._ours, self._started = ours, (0.0, 0.0)
-        self.ours, self.peer = Times([], []), Times([], [])
-        self.losses: list[float] = []
+    def __init__(self, beside: Beside) -> None:
+        self._beside = beside
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._started = _now()
+        self._beside.begin()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self._add(self.peer)
-        self.losses.append(self._ours())
-        self._add(self.ours)
-
-    def _add(self, times: Times) -> None:
-        (wall, cpu), started = _now(), self._started
-        times.wall.append(wall - started[0])
-        times.cpu.append(cpu - started[1])
-        self._started = _now()
-
-
-def _now() -> tuple[float, float]:
-    return time.perf_counter(), time.process_time()
+        self._beside.turn()
 
 
 def _config(case: Case, root: Path, steps: int) -> RunConfig:
@@ -94,12 +81,15 @@ def _config(case: Case, root: Path, steps: int) -> RunConfig:
     return config
 
 
-class Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+def windows(loader: Any, batch: int, steps: int) -> list[torch.Tensor]:
     """The windows of our loader in the order in which it gives them out."""
+    rows = [loader.batch(step, 0, 1).arrays()["tokens"] for step in range(steps)]
+    return [torch.from_numpy(row) for part in rows for row in part[:batch]]
 
-    def __init__(self, loader: Any, batch: int, steps: int) -> None:
-        rows = [loader.batch(step, 0, 1).arrays()["tokens"] for step in range(steps)]
-        self._rows = [torch.from_numpy(row) for part in rows for row in part[:batch]]
+
+class _Dataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    def __init__(self, rows: Sequence[torch.Tensor]) -> None:
+        self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -108,14 +98,17 @@ class Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": self._rows[index], "labels": self._rows[index]}
 
 
-def _peer(model: Decoder, case: Case, config: RunConfig, windows: Windows, beside: Beside, root: Path) -> Trainer:
+def _trainer(
+    model: Decoder, config: RunConfig, rows: Sequence[torch.Tensor], beside: Beside, root: Path
+) -> tuple[str, list[float]]:
+    """Let Trainer train a copy of ``model`` on the windows; returns its name and the losses of its steps."""
     folder = save_hf(model, str(root / "hf"), stage_folders(config).tokenizer, "fp32")
     same = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     same.config.use_cache = False
     trainer = config.trainer
     settings = TrainingArguments(
         output_dir=str(root / "peer"),
-        per_device_train_batch_size=case.batch,
+        per_device_train_batch_size=trainer.batch,
         max_steps=trainer.steps,
         learning_rate=trainer.lr,
         lr_scheduler_type="constant",
@@ -133,10 +126,13 @@ def _peer(model: Decoder, case: Case, config: RunConfig, windows: Windows, besid
         disable_tqdm=True,
         train_sampling_strategy="sequential",
     )
-    return Trainer(model=same, args=settings, train_dataset=windows, callbacks=[beside])
+    peer = Trainer(model=same, args=settings, train_dataset=_Dataset(rows), callbacks=[_Turns(beside)])
+    peer.train()
+    losses = [entry["loss"] for entry in peer.state.log_history if "loss" in entry]
+    return f"Trainer of transformers {transformers.__version__}", losses
 
 
-def _measure(case: Case, steps: int, root: Path) -> list[Row]:
+def _measure(case: Case, steps: int, root: Path, peer: Peer) -> list[Row]:
     config = _config(case, root, steps + WARM_UP)
     make_data(config, documents(case.batch * case.context * (steps + WARM_UP) // 50 + 400))
     with process_group(config) as runtime, Observer(config, LocalControl(quiet=True), runtime) as observer:
@@ -148,24 +144,19 @@ def _measure(case: Case, steps: int, root: Path) -> list[Row]:
         optimizer = build_optimizer(model, config.trainer)
         task = TokenTask(config, runtime, model, optimizer, mesh, corpus, observer)
         beside = Beside(_our_step(task, Meter(config, spec, runtime)))
-        trainer = _peer(model, case, config, Windows(corpus.loader, case.batch, config.trainer.steps), beside, root)
-        trainer.train()
-    peer_losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        rows = windows(corpus.loader, case.batch, config.trainer.steps)
+        peer_name, peer_losses = peer(model, config, rows, beside, root)
     assert abs(beside.losses[0] - peer_losses[0]) < 0.02 * peer_losses[0], "both train the same model on the same text"
     assert abs(beside.losses[-1] - peer_losses[-1]) < 0.05 * peer_losses[-1], "and learn alike"
     name = f"{case.name}, {case.batch} x {case.context}, {case.threads} threads"
-    return [
-        _row(name, "tokens/s", beside.ours.wall, beside.peer.wall, case),
-        _row(name, "tokens per CPU second", beside.ours.cpu, beside.peer.cpu, case),
-    ]
-
-
-def _row(name: str, metric: str, ours: list[float], peer: list[float], case: Case) -> Row:
-    tokens, ours, peer = case.batch * case.context, ours[WARM_UP:], peer[WARM_UP:]
-    mine, theirs = (tokens / statistics.median(seconds) for seconds in (ours, peer))
-    return Row(
-        name, metric, mine, theirs, f"Trainer of transformers {transformers.__version__}", median_ratio(ours, peer)
-    )
+    times = {"tokens/s": (beside.ours.wall, beside.peer.wall)}
+    times["tokens per CPU second"] = (beside.ours.cpu, beside.peer.cpu)
+    found = []
+    for metric, both in times.items():
+        ours, theirs = (seconds[WARM_UP:] for seconds in both)
+        rates = [case.batch * case.context / statistics.median(seconds) for seconds in (ours, theirs)]
+        found.append(Row(name, metric, *rates, peer_name, median_ratio(ours, theirs)))
+    return found
 
 
 def _our_step(task: TokenTask, meter: Meter) -> Callable[[], float]:
@@ -187,13 +178,16 @@ def _our_step(task: TokenTask, meter: Meter) -> Callable[[], float]:
 
 
 def main() -> None:
-    chosen = arguments("Our training step beside Hugging Face Trainer's.")
+    chosen = arguments("Our training step beside Hugging Face Trainer's.", litgpt="beside LitGPT's loop instead")
     logging.disable(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
-    rows = []
+    rows: list[Row] = []
+    peer: Peer = _trainer
+    if chosen.litgpt:
+        from benchmarks.litgpt_peer import train as peer
     for case in QUICK if chosen.quick else FULL:
         with tempfile.TemporaryDirectory() as folder:
-            rows += _measure(case, 6 if chosen.quick else 12, Path(folder))
+            rows += _measure(case, 10 if chosen.quick else 12, Path(folder), peer)
     report(rows, chosen.json, "Whole training steps, fp32, one process; ratios are medians over pairs of steps")
 
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.cache import KVCache
+from models.norm import RMSNorm
 from models.protocols import AttentionCore
 from models.rope import Rotation
 from models.spec import ModelSpec
@@ -69,7 +70,7 @@ class Attention(nn.Module):
         self.v = nn.Linear(spec.dim, spec.kv_heads * spec.head_dim, bias=spec.qkv_bias)
         self.out = nn.Linear(spec.heads * spec.head_dim, spec.dim, bias=False)
         self.q_norm, self.k_norm = (
-            nn.RMSNorm(spec.head_dim, eps=spec.norm_eps) if spec.qk_norm else nn.Identity() for _ in range(2)
+            RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity() for _ in range(2)
         )
         self.attention_core: AttentionCore = local_attention
 

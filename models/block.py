@@ -11,6 +11,7 @@ from models.mlp import SwiGLU
 from models.moe.exchange import ABSENT, Tokens
 from models.moe.layer import ExpertLayer
 from models.moe.router import Router, Routing
+from models.norm import RMSNorm
 from models.rope import Rotation
 from models.spec import ModelSpec
 
@@ -39,9 +40,9 @@ class Block(nn.Module):
     def __init__(self, spec: ModelSpec, layer: int, control: Routing) -> None:
         super().__init__()
         self.post_norm = spec.norm == "post"
-        self.attention_norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.attention_norm = RMSNorm(spec.dim, spec.norm_eps)
         self.attention = Attention(spec, layer)
-        self.mlp_norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.mlp_norm = RMSNorm(spec.dim, spec.norm_eps)
         self.mlp = ExpertLayer(spec, layer, control) if spec.experts.groups else SwiGLU(spec)
 
     def forward(self, x_BSE: Tensor, batch: Batch) -> Tensor:

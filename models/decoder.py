@@ -12,6 +12,7 @@ from models.cache import KVCache
 from models.loss import IGNORE, linear_cross_entropy
 from models.moe.exchange import ABSENT, LocalExchange
 from models.moe.router import Router, Routing
+from models.norm import RMSNorm
 from models.protocols import AttentionCore
 from models.rope import rotation
 from models.spec import ModelSpec, RopeSpec
@@ -34,7 +35,7 @@ class Decoder(nn.Module):
         self.embed = nn.Embedding(spec.vocab_size, spec.dim)
         kinds = [DepthBlock if spec.depth < 1 and layer % 2 == 0 else Block for layer in range(spec.layers)]
         self.layers = nn.ModuleList(kind(spec, layer, self.control) for layer, kind in enumerate(kinds))
-        self.norm = nn.RMSNorm(spec.dim, eps=spec.norm_eps)
+        self.norm = RMSNorm(spec.dim, spec.norm_eps)
         self.head = nn.Linear(spec.dim, spec.vocab_size, bias=False)
         if spec.tie_embeddings:
             self.head.weight = self.embed.weight

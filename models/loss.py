@@ -7,6 +7,7 @@ from torch import Tensor
 
 IGNORE = -100  # label of a position that has no target
 CHUNK_LOGITS = 2**23  # logits alive at once; 32 MiB in fp32
+CACHE_LOGITS, CACHE_ROWS = 2**20, 256  # a CPU's chunk: what its cache holds, but no fewer rows than products need
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -52,6 +53,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return scaled[0], scaled[1], None, None
 
 
+def chunk_rows(vocabulary: int, chunk_logits: int, device: str) -> int:
+    """Rows whose logits are alive at once."""
+    rows = max(1, chunk_logits // vocabulary)
+    return min(rows, max(CACHE_ROWS, CACHE_LOGITS // vocabulary)) if device == "cpu" else rows
+
+
 def linear_cross_entropy(
     hidden_NE: Tensor, weight_VE: Tensor, labels_N: Tensor, chunk_logits: int = CHUNK_LOGITS
 ) -> tuple[Tensor, Tensor]:
@@ -71,7 +78,7 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
         hidden_NE, weight_VE = hidden_NE.to(low), weight_VE.to(low)
-    rows = max(1, chunk_logits // weight_VE.shape[0])
+    rows = chunk_rows(weight_VE.shape[0], chunk_logits, device)
     with torch.autocast(device, enabled=False):
         total, each_N = _LinearCrossEntropy.apply(hidden_NE, weight_VE, labels_N, rows)  # pyright: ignore
     return total, each_N

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fused.rows import rotate
 from models.spec import RopeSpec
 
 
@@ -26,9 +27,7 @@ class Rotation:
 
     def apply(self, x_BSHD: Tensor) -> Tensor:
         """Turn every head of ``x``; computed in fp32 at least, returned in the dtype of ``x``."""
-        first, second = x_BSHD.to(torch.promote_types(x_BSHD.dtype, torch.float32)).chunk(2, dim=-1)
-        turned = torch.cat((first * self.cos - second * self.sin, second * self.cos + first * self.sin), dim=-1)
-        return turned.to(x_BSHD.dtype)
+        return rotate(x_BSHD, self.cos, self.sin)
 
 
 def inverse_frequencies(head_dim: int, spec: RopeSpec, device: torch.device | None = None) -> Tensor:
