@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from conf.rules import mesh_sizes, micro_batch
 from conf.schema import ModelConfig, RunConfig
 
-LOGIT_CHUNK = 2**23  # logits that the loss keeps alive at once (models.loss)
+LOGIT_CHUNK = 2**23  # logits that the loss keeps alive at once; 32 MiB in fp32
+CACHE_LOGITS, CACHE_ROWS = 2**20, 256  # on a CPU: what its cache holds, but no fewer rows than products need
+
+
+def logit_rows(vocabulary: int, *, cpu: bool, chunk: int = LOGIT_CHUNK) -> int:
+    """Rows whose logits the loss keeps alive at once."""
+    rows = max(1, chunk // vocabulary)
+    return min(rows, max(CACHE_ROWS, CACHE_LOGITS // vocabulary)) if cpu else rows
 
 
 def ffn_width(model: ModelConfig) -> int:

@@ -6,7 +6,7 @@ allocator reports. Bytes; ``T`` are the tokens of a micro batch that one rank ho
 
 from dataclasses import dataclass
 
-from conf.estimate import LOGIT_CHUNK, ffn_width, parameter_count, ring_buffer_bytes
+from conf.estimate import ffn_width, logit_rows, parameter_count, ring_buffer_bytes
 from conf.rules import mesh_sizes, micro_batch
 from conf.schema import ModelConfig, RunConfig
 from conf.shard import FSDP
@@ -38,7 +38,7 @@ class _Kept:
 
 
 def _kept(model: ModelConfig, bf16: bool, recompute: str) -> _Kept:
-    """Each RMSNorm keeps its input, the normalised input and its result; attention keeps turned queries and keys,
+    """Each RMSNorm keeps its input, what reads it its result; attention keeps turned queries and keys,
     values, result and log-sum-exp; SwiGLU its gate before and after SiLU, the other branch and their product.
 
     Under autocast every projection keeps a bf16 copy of its input of its own.
@@ -47,7 +47,7 @@ def _kept(model: ModelConfig, bf16: bool, recompute: str) -> _Kept:
     queries, keys, dim = model.heads * head_dim, model.kv_heads * head_dim, model.dim
     wide = round((model.experts.active if model.experts.groups else 1.0) * ffn_width(model))
     width = 2 if bf16 else 4
-    norms = 2 * (2 * 4 * dim + 4) + (5 * 2 * dim if bf16 else 2 * 4 * dim)
+    norms = 2 * (4 * dim + 4) + (5 * 2 * dim if bf16 else 2 * 4 * dim)
     attention = width * (2 * queries + 2 * keys) + 4 * model.heads
     block = norms + attention + width * 4 * wide
     products = 4 * dim + width * (2 * queries + 2 * keys + 2 * dim + 2 * wide) + 4 * model.heads
@@ -72,7 +72,8 @@ def memory_per_rank(config: RunConfig, vocab_size: int) -> Memory:
     accumulated = lies.accumulated if trainer.batch // mesh.dp > micro_batch(config) else 0
 
     hidden = 4 * tokens * model.dim
-    logits = min(tokens * vocab_size, 2 * LOGIT_CHUNK)
+    rows = logit_rows(vocab_size, cpu=config.cluster.gpus_per_rank == 0)
+    logits = min(tokens, 2 * rows) * vocab_size  # of a chunk, and of the one before
     all_kept = model.layers * tokens * kept.forward + 3 * hidden
     casts = 2 * model.layers * layer if bf16 and config.sharding.kind not in FSDP else 0
     loss = (6 * logits + 2 * hidden + 10 * table) if bf16 else (4 * logits + hidden + 4 * table)

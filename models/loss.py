@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conf.estimate import LOGIT_CHUNK, logit_rows
+
 IGNORE = -100  # label of a position that has no target
-CHUNK_LOGITS = 2**23  # logits alive at once; 32 MiB in fp32
-CACHE_LOGITS, CACHE_ROWS = 2**20, 256  # a CPU's chunk: what its cache holds, but no fewer rows than products need
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -53,14 +53,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return scaled[0], scaled[1], None, None
 
 
-def chunk_rows(vocabulary: int, chunk_logits: int, device: str) -> int:
-    """Rows whose logits are alive at once."""
-    rows = max(1, chunk_logits // vocabulary)
-    return min(rows, max(CACHE_ROWS, CACHE_LOGITS // vocabulary)) if device == "cpu" else rows
-
-
 def linear_cross_entropy(
-    hidden_NE: Tensor, weight_VE: Tensor, labels_N: Tensor, chunk_logits: int = CHUNK_LOGITS
+    hidden_NE: Tensor, weight_VE: Tensor, labels_N: Tensor, chunk_logits: int = LOGIT_CHUNK
 ) -> tuple[Tensor, Tensor]:
     """The sum over rows of ``cross_entropy(hidden @ weight.T, label)``, and [rows] each of them (without gradient), in
     fp32 (fp64 for fp64 inputs).
@@ -78,7 +72,7 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
         hidden_NE, weight_VE = hidden_NE.to(low), weight_VE.to(low)
-    rows = chunk_rows(weight_VE.shape[0], chunk_logits, device)
+    rows = logit_rows(weight_VE.shape[0], cpu=device == "cpu", chunk=chunk_logits)
     with torch.autocast(device, enabled=False):
         total, each_N = _LinearCrossEntropy.apply(hidden_NE, weight_VE, labels_N, rows)  # pyright: ignore
     return total, each_N
