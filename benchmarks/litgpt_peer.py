@@ -85,8 +85,8 @@ def train(
     model: Decoder, config: RunConfig, windows: Sequence[Tensor], beside: Beside, folder: Path
 ) -> tuple[str, list[float]]:
     """Train a copy of ``model`` on the windows; returns the peer's name and the losses of its steps."""
-    pretrain = importlib.import_module("litgpt.pretrain")
-    arguments = importlib.import_module("litgpt.args")
+    pretrain: Any = importlib.import_module("litgpt.pretrain")
+    arguments: Any = importlib.import_module("litgpt.args")
     trainer, context = config.trainer, config.data.context
     fabric = importlib.import_module("lightning").Fabric(accelerator="cpu", devices=1, precision="32-true")
     losses = _Losses()

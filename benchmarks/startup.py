@@ -94,7 +94,7 @@ def main() -> None:
     overhead = 1 / median_ratio(step["gang"], step["torchrun"]) - 1
     rows = [
         compare("command to first step", "s", first, bare, "torchrun"),
-        compare("a step", "s", *(statistics.median(step[kind]) for kind in ("gang", "torchrun")), "torchrun"),
+        compare("a step", "s", statistics.median(step["gang"]), statistics.median(step["torchrun"]), "torchrun"),
     ]
     notes = [
         f"start-up on a running cluster {first:.1f} s, {START_SEC:g} s are allowed: {_verdict(first <= START_SEC)}",

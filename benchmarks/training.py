@@ -154,8 +154,9 @@ def _measure(case: Case, steps: int, root: Path, peer: Peer) -> list[Row]:
     found = []
     for metric, both in times.items():
         ours, theirs = (seconds[WARM_UP:] for seconds in both)
-        rates = [case.batch * case.context / statistics.median(seconds) for seconds in (ours, theirs)]
-        found.append(Row(name, metric, *rates, peer_name, median_ratio(ours, theirs)))
+        tokens, ratio = case.batch * case.context, median_ratio(ours, theirs)
+        mine, other = (tokens / statistics.median(seconds) for seconds in (ours, theirs))
+        found.append(Row(name, metric, mine, other, peer_name, ratio))
     return found
 
 
