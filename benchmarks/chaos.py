@@ -44,20 +44,24 @@ def one_round(scene: Scene, number: int, kind: str) -> tuple[dict[str, Any], boo
     """Do one harm; return what is told of it, and whether the run came through."""
     harms, run = ANYWHERE | WITH_NETWORK | WITH_ROOT, scene.run
     row: dict[str, Any] = {"round": number, "harm": kind}
+    replaced: list[int] = []
     try:
         run.await_step(run.step() + scene.dice.randint(11, 25), BOUND_SEC)  # a checkpoint lies between two harms
         attempts, gangs, at, begun = len(read_attempts(run.run_dir)), run.gangs(), run.step(), time.monotonic()
         row |= {"step": at, "what": harms[kind](scene)}
-        row["replaced"] = ",".join(map(str, scene.nodes.restore())) or "-"
+        run.meanwhile = lambda: replaced.extend(scene.nodes.restore())  # a raylet may die of a harm later on
         if kind in ANYWHERE:  # the others may pass without a restart
             run.await_gang(gangs + 1, BOUND_SEC)
         run.await_step(at + 1, BOUND_SEC)
         row["sec"] = round(time.monotonic() - begun, 1)
-        scene.nodes.restore()
+        run.meanwhile()
         scene.nodes.await_nodes(scene.nodes.count)
     except RuntimeError as error:
         print(error, file=sys.stderr, flush=True)
         return row | {"log": str(error)}, False
+    finally:
+        run.meanwhile = lambda: None
+    row["replaced"] = ",".join(map(str, replaced)) or "-"
     events = [record for record in read_attempts(run.run_dir)[attempts:] if record["event"] != "started"]
     told = "; ".join(f"{e['event']}: {e.get('message', '')}"[:70] for e in events)
     row["log"] = told or ("the command was run again" if run.gangs() > gangs else "trained on")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,7 @@ class Run:
     folder: Path
     nodes: Nodes
     settings: list[str]
+    meanwhile: Callable[[], object] = lambda: None  # done again and again while something is awaited
 
     def start(self) -> None:
         command = [sys.executable, "-m", "launch", "submit", "--address", self.nodes.url, "train", f"name={self.name}"]
@@ -89,7 +91,8 @@ class Run:
         while self.gangs() < count:
             if self.client.poll() is not None or time.monotonic() - begun > seconds:
                 raise RuntimeError(f"no new gang within {seconds:g} s:\n" + self.tail())
-            time.sleep(0.2)
+            self.meanwhile()
+            time.sleep(0.3)
 
     def driver(self) -> int:
         return int(json.loads((self.run_dir / "status.json").read_text())["pid"])
@@ -100,7 +103,8 @@ class Run:
         while self.step() < step:
             if self.client.poll() is not None or time.monotonic() - begun > seconds:
                 raise RuntimeError(f"{self.name} did not come to step {step} in {seconds:g} s:\n" + self.tail())
-            time.sleep(0.2)
+            self.meanwhile()
+            time.sleep(0.3)
         return time.monotonic() - begun
 
     def tail(self) -> str:
