@@ -24,6 +24,7 @@ from cluster.local_head import free_port
 from conf.errors import ResourceError
 
 START_TIMEOUT_SEC = 180.0
+RAYLET_SEC = 15.0  # from a node's start until its raylet runs, at most
 HEALTH = {  # how soon Ray calls a node dead that does not answer: about 5 s, also on a busy machine
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",
@@ -41,6 +42,7 @@ class Nodes:
         self._folder = Path(tempfile.mkdtemp(prefix="sd-", dir="/tmp"))  # short: there are sockets in it
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._starts, self._last_error = 0, ""
+        self._started: dict[int, float] = {}
         self._port, dashboard = free_port(), free_port()
         self.url = f"http://{self._ip(0)}:{dashboard}"
         self._dashboard = dashboard
@@ -79,6 +81,7 @@ class Nodes:
     def start(self, index: int) -> None:
         """Start a node, again if it was killed; it joins by itself."""
         self._starts += 1
+        self._started[index] = time.monotonic()
         folder = self._folder / f"{index}-{self._starts}"
         options = [f"--node-ip-address={self._ip(index)}", "--dashboard-agent-listen-port=0", "--block"]
         options += [f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={folder}", "--disable-usage-stats"]
@@ -125,8 +128,9 @@ class Nodes:
         self._running.pop(index).wait()
 
     def restore(self) -> list[int]:
-        """Start every node again that does not run; return which."""
-        dead = [index for index in range(1, self.count + 1) if not self.running(index)]
+        """Start every node again that does not run, though it was started a while ago; return which."""
+        settled = time.monotonic() - RAYLET_SEC
+        dead = [n for n in range(1, self.count + 1) if not self.running(n) and self._started[n] < settled]
         for index in dead:
             if index in self._running:
                 self.kill(index)
