@@ -54,8 +54,7 @@ def one_round(scene: Scene, number: int, kind: str) -> tuple[dict[str, Any], boo
             run.await_gang(gangs + 1, BOUND_SEC)
         run.await_step(at + 1, BOUND_SEC)
         row["sec"] = round(time.monotonic() - begun, 1)
-        run.meanwhile()
-        scene.nodes.await_nodes(scene.nodes.count)
+        replaced.extend(scene.nodes.repair())
     except RuntimeError as error:
         print(error, file=sys.stderr, flush=True)
         return row | {"log": str(error)}, False

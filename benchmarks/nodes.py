@@ -137,6 +137,17 @@ class Nodes:
             self.start(index)
         return dead
 
+    def repair(self) -> list[int]:
+        """Restore nodes until the whole cluster is alive: one may die of a harm only later; return which it were."""
+        replaced: list[int] = []
+
+        def whole() -> bool:
+            replaced.extend(self.restore())
+            return self._cpus_alive() == self.count * self._cpus
+
+        self._await(f"{self.count} nodes", whole)
+        return replaced
+
     def await_nodes(self, count: int) -> None:
         """Wait until the cluster has exactly ``count`` live nodes besides the head."""
         self._await(f"{count} nodes", lambda: self._cpus_alive() == count * self._cpus)

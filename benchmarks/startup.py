@@ -72,7 +72,7 @@ def _torchrun(settings: list[str], run_dir: Path) -> list[str]:
 
 def main() -> None:
     chosen = arguments("What Ray costs a run.")
-    turns, steps = (1, 20) if chosen.quick else (4, 45)
+    turns, steps = (1, 20) if chosen.quick else (3, 40)
     started: dict[str, list[float]] = {"gang": [], "torchrun": []}
     step: dict[str, list[float]] = {"gang": [], "torchrun": []}
     with tempfile.TemporaryDirectory(prefix="startup-") as place, Nodes(1, RANKS) as nodes:
