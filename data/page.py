@@ -82,7 +82,7 @@ h1 { margin: 0; } h2 { margin: 2rem 0 .5rem; font-size: 1.1rem; } .muted { color
 .pictures img { width: 100%; border: 1px solid #e3e6ea; border-radius: 8px; }
 table { border-collapse: collapse; font-size: .85rem; max-width: 100%; } th, td { text-align: left; vertical-align: top;
   padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #e3e6ea; white-space: pre-wrap;
-  overflow-wrap: break-word; max-width: 40rem; }
+  overflow-wrap: break-word; max-width: 30rem; }
 td:first-child, th:first-child { white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 th { color: #6b7280; font-weight: 600; } summary { cursor: pointer; }
