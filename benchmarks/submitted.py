@@ -86,26 +86,23 @@ class Run:
         return sum(record["event"] == "started" for record in read_attempts(self.run_dir))
 
     def await_gang(self, count: int, seconds: float) -> None:
-        """Wait until ``count`` gangs have been started. Raises RuntimeError when they are not."""
+        """Wait until ``count`` gangs have been started. Raises RuntimeError when they are not, or the run ends."""
+        self._await(f"{count} gangs", lambda: self.gangs() >= count, seconds)
+
+    def await_step(self, step: int, seconds: float) -> None:
+        """Wait for a step. Raises RuntimeError when it does not come, or the run ends."""
+        self._await(f"step {step}", lambda: self.step() >= step, seconds)
+
+    def _await(self, what: str, there: Callable[[], bool], seconds: float) -> None:
         begun = time.monotonic()
-        while self.gangs() < count:
+        while not there():
             if self.client.poll() is not None or time.monotonic() - begun > seconds:
-                raise RuntimeError(f"no new gang within {seconds:g} s:\n" + self.tail())
+                raise RuntimeError(f"{self.name} did not come to {what} in {seconds:g} s:\n" + self.tail())
             self.meanwhile()
             time.sleep(0.3)
 
     def driver(self) -> int:
         return int(json.loads((self.run_dir / "status.json").read_text())["pid"])
-
-    def await_step(self, step: int, seconds: float) -> float:
-        """Wait for a step; return how long it took. Raises RuntimeError when it does not come, or the run ends."""
-        begun = time.monotonic()
-        while self.step() < step:
-            if self.client.poll() is not None or time.monotonic() - begun > seconds:
-                raise RuntimeError(f"{self.name} did not come to step {step} in {seconds:g} s:\n" + self.tail())
-            self.meanwhile()
-            time.sleep(0.3)
-        return time.monotonic() - begun
 
     def tail(self) -> str:
         return self.log.read_text(errors="replace")[-3000:]

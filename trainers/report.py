@@ -166,8 +166,11 @@ def _experts(records: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
     found = []
     for name in sorted({name for record in records for name in record if name.startswith("moe/")}):
         _, values = plots.series(records, name)
-        if values.size:
+        try:
             metric = find(name)
+        except KeyError:  # a run of another version
+            continue
+        if values.size:
             found.append((name, number(values[0]), f"{number(values[-1])} {metric.unit}".strip(), metric.description))
     return found
 

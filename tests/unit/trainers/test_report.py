@@ -76,7 +76,10 @@ def test_page_shows_samples_stages_and_config_escaped(tmp_path: Path) -> None:
 def test_page_says_what_the_experts_did(tmp_path: Path) -> None:
     run = _run(tmp_path / "run", 3)
     assert "Experts" not in write_report(run).read_text()
-    records = [_record(1, False) | {"moe/load_imbalance/text": 1.5}, _record(2, False) | {"moe/causal_gap": -0.25}]
+    records = [
+        _record(1, False) | {"moe/load_imbalance/text": 1.5},
+        _record(2, False) | {"moe/causal_gap": -0.25, "moe/of_another_version": 1.0},
+    ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     text = write_report(run).read_text()
     assert "Experts" in text
