@@ -81,7 +81,7 @@ def generate_unit(work: Unit) -> Unit:
                 if isinstance(begun, Generation):
                     running[asked.id] = begun, time.monotonic(), asked
                 else:
-                    store.put(asked.id, begun)
+                    store.put({asked.id: begun})
                     counts["refused"] += 1
             if not running:
                 break
@@ -91,7 +91,7 @@ def generate_unit(work: Unit) -> Unit:
             for name in finished:
                 generation, began, asked = running.pop(name)
                 answer = {**_answer(generation, began), "cpu_seconds": round(spent / len(finished), 4)}
-                store.put(name, answer)
+                store.put({name: answer})
                 counts["answered"] += 1
                 pulse.note(asked.text, asked.style, answer, counts["cached"])
     del counts["asked"]

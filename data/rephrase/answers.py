@@ -156,10 +156,11 @@ def endpoint_unit(work: Unit) -> Unit:
                 yield Request(asked.id, _body(asked, work))
             found.earlier = counts["cached"]
 
-        def put(request: str, answer: Answer) -> None:
-            store.put(request, answer)
-            asked = waiting.pop(request)
-            pulse.note(asked.text, asked.style, answer, counts["cached"], found.retried.total())
+        def put(answers: dict[str, Answer]) -> None:
+            store.put(answers)
+            for request, answer in answers.items():
+                asked = waiting.pop(request)
+                pulse.note(asked.text, asked.style, answer, counts["cached"], found.retried.total())
 
         answer_all(bodies(), limits, put, found)
     tally = {name: getattr(found, name) for name in ("sent", "answered", "refused", "seconds")}

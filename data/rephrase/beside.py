@@ -6,10 +6,10 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from contextlib import suppress
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
-BEHIND_SEC = 0.01  # between looks at a keeper that is behind
 
 
 class Ahead(Generic[T]):
@@ -41,41 +41,57 @@ class Ahead(Generic[T]):
         self._ended = len(found) < self._depth
 
 
-class Keeper:
-    """A thread that calls ``keep`` with what is put, in that order; at most ``most`` wait. Use as a context."""
+class Keeper(Generic[T]):
+    """A thread that calls ``keep`` with what was put since its last call, in that order. Use as a context."""
 
-    def __init__(self, keep: Callable[..., None], most: int) -> None:
-        self._keep, self._most = keep, most
-        self._waiting: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
+    def __init__(self, keep: Callable[[list[T]], None]) -> None:
+        self._keep = keep
+        self._waiting: queue.SimpleQueue[tuple[T, asyncio.Future[None]] | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="keeper")
 
-    def __enter__(self) -> "Keeper":
+    def __enter__(self) -> "Keeper[T]":
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Waits until all is kept. Raises what ``keep`` raised."""
+        """Waits until all is kept, also what nobody waits for any more. Raises what ``keep`` raised."""
         self._waiting.put(None)
         self._thread.join()
-        self._raise()
-
-    async def put(self, *item: Any) -> None:
-        """Hands an item on; waits while too many do. Raises what ``keep`` raised."""
-        self._raise()
-        while self._waiting.qsize() >= self._most:
-            await asyncio.sleep(BEHIND_SEC)
-            self._raise()
-        self._waiting.put(item)
-
-    def _raise(self) -> None:
         if self._error is not None:
             raise self._error
 
+    async def put(self, item: T) -> None:
+        """Returns when the item is kept. Raises what ``keep`` raised."""
+        if self._error is not None:
+            raise self._error
+        kept = asyncio.get_running_loop().create_future()
+        self._waiting.put((item, kept))
+        await kept
+
     def _run(self) -> None:
-        while (item := self._waiting.get()) is not None:
-            try:
-                self._keep(*item)
-            except BaseException as error:
-                self._error = error
-                return
+        ended = False
+        while not ended:
+            group = [self._waiting.get()]
+            while not self._waiting.empty():  # only this thread takes
+                group.append(self._waiting.get())
+            ended = None in group
+            found = [waiting for waiting in group if waiting is not None]
+            if self._error is None and found:
+                try:
+                    self._keep([item for item, _ in found])
+                except BaseException as error:
+                    self._error = error
+            if futures := [kept for _, kept in found]:
+                with suppress(RuntimeError):  # a closed loop: nobody waits any more
+                    futures[0].get_loop().call_soon_threadsafe(_settle, futures, self._error)
+
+
+def _settle(kept: list[asyncio.Future[None]], error: BaseException | None) -> None:
+    for future in kept:
+        if future.done():  # cancelled
+            continue
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)

@@ -93,22 +93,23 @@ def token_of(variable: str) -> str:
 
 
 def answer_all(
-    requests: Iterator[Request], limits: Limits, put: Callable[[str, Answer], None], tally: Tally | None = None
+    requests: Iterator[Request], limits: Limits, put: Callable[[dict[str, Answer]], None], tally: Tally | None = None
 ) -> Tally:
-    """Sends every request and hands each answer to ``put`` as it comes; returns the tally, which ``put`` may look at.
+    """Sends every request and hands the answers to ``put`` as they come; returns the tally, which ``put`` may look at.
 
-    ``requests`` and ``put`` are called in threads, each in one at a time. All answers that came have been handed on at
-    the end, also where it is an error; at most ``slots`` of them wait for ``put`` at any moment. Requests that were
-    given up are in no answer: the caller may try them again. Raises ConfigError for what will fail for every request,
+    ``requests`` and ``put`` are called in threads, each in one at a time. A slot sends its next request when ``put``
+    has returned, so at most ``slots`` requests are sent but not handed on at any moment, and a process that is killed
+    asks no more than those again. All answers that came have been handed on at the end, also where it is an error.
+    Requests that were given up are in no answer: the caller may try them again. Raises ConfigError for what will fail for every request,
     ResourceError for a server that answers none of many in a row, and what ``requests`` and ``put`` raise.
     """
     tally = Tally() if tally is None else tally
-    with Keeper(put, limits.slots) as keeper:
+    with Keeper[tuple[str, Answer]](lambda found: put(dict(found))) as keeper:
         asyncio.run(_answer_all(requests, limits, keeper, tally))
     return tally
 
 
-async def _answer_all(requests: Iterator[Request], limits: Limits, keeper: Keeper, tally: Tally) -> None:
+async def _answer_all(requests: Iterator[Request], limits: Limits, keeper: Keeper[tuple[str, Answer]], tally: Tally) -> None:
     start, ahead = time.monotonic(), Ahead(_posts(requests), limits.slots)
     connector = aiohttp.TCPConnector(limit=limits.slots, ttl_dns_cache=300)
     headers = {"Authorization": f"Bearer {limits.token}"} if limits.token else {}
@@ -137,7 +138,7 @@ async def _answer_all(requests: Iterator[Request], limits: Limits, keeper: Keepe
             if refused and answer["error"] != TOO_LONG:
                 unsure.append((request, answer))
             else:
-                await keeper.put(request, answer)
+                await keeper.put((request, answer))
             if tally.works or len(unsure) >= max(8, limits.slots):
                 await settle()
 
@@ -146,7 +147,7 @@ async def _answer_all(requests: Iterator[Request], limits: Limits, keeper: Keepe
             if unsure and not tally.works:
                 raise _refuses_all(limits, unsure)
             while unsure:
-                await keeper.put(*unsure.pop())
+                await keeper.put(unsure.pop())
 
         unsure: list[tuple[str, Answer]] = []
         try:

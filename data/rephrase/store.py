@@ -26,6 +26,13 @@ def shard_of(request: str) -> int:
     return int(request[0], 16)
 
 
+def _by_shard(requests: Iterable[str]) -> Iterable[list[str]]:
+    found: dict[int, list[str]] = {}
+    for request in requests:
+        found.setdefault(shard_of(request), []).append(request)
+    return found.values()
+
+
 class Store:
     """A folder of answers, of which this process writes ``shards``; reading needs none. Use as a context.
 
@@ -59,18 +66,17 @@ class Store:
                     file.execute("PRAGMA journal_mode=DELETE")
             file.close()
 
-    def put(self, request: str, answer: Answer) -> None:
-        """Commits an answer; a second one to the same request changes nothing."""
-        with self._says(request) as file, file:
-            file.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", (request, json.dumps(answer)))
+    def put(self, answers: dict[str, Answer]) -> None:
+        """Commits answers by request, once a shard; a second one to the same request changes nothing."""
+        for names in _by_shard(answers):
+            rows = [(name, json.dumps(answers[name])) for name in names]
+            with self._says(names[0]) as file, file:
+                file.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", rows)
 
     def get(self, requests: Iterable[str]) -> dict[str, Answer]:
         """The answers that are there, by request."""
-        by_shard: dict[int, list[str]] = {}
-        for request in requests:
-            by_shard.setdefault(shard_of(request), []).append(request)
         found: dict[str, Answer] = {}
-        for names in by_shard.values():
+        for names in _by_shard(requests):
             with self._says(names[0]) as file:
                 for first in range(0, len(names), ASKED):
                     part = names[first : first + ASKED]

@@ -60,49 +60,71 @@ def test_what_the_iterator_raises_is_raised_behind_what_came_before() -> None:
     assert found[:1] == [0]
 
 
-def test_all_that_was_put_is_kept_though_the_loop_ends_with_an_error() -> None:
+def test_what_was_put_is_kept_when_put_returns() -> None:
     kept: list[int] = []
 
-    async def run(keeper: Keeper) -> None:
+    async def run(keeper: Keeper[int]) -> None:
         for item in range(100):
             await keeper.put(item)
-        raise KeyboardInterrupt
+            assert kept[-1] == item
 
-    with pytest.raises(KeyboardInterrupt), Keeper(kept.append, 100) as keeper:
+    with Keeper(kept.extend) as keeper:
         asyncio.run(run(keeper))
     assert kept == list(range(100))
 
 
-def test_a_keeper_that_is_behind_is_waited_for() -> None:
-    begun, go, kept = threading.Event(), threading.Event(), list[int]()
+def test_what_comes_while_others_are_kept_is_kept_together_next() -> None:
+    begun, go, groups = threading.Event(), threading.Event(), list[list[int]]()
 
-    def keep(item: int) -> None:
+    def keep(items: list[int]) -> None:
         begun.set()
         assert go.wait(30)
-        kept.append(item)
+        groups.append(items)
 
-    async def run(keeper: Keeper) -> None:
-        for item in range(4):  # one is in hand, three wait
-            await keeper.put(item)
-            assert begun.wait(30)
-        late = asyncio.create_task(keeper.put(4))
+    async def run(keeper: Keeper[int]) -> None:
+        puts = [asyncio.create_task(keeper.put(0))]
+        await asyncio.to_thread(begun.wait, 30)
+        puts += [asyncio.create_task(keeper.put(item)) for item in (1, 2, 3)]
         await asyncio.sleep(0.1)
-        assert not late.done()
+        assert not any(put.done() for put in puts)
         go.set()
-        await late
+        await asyncio.gather(*puts)
 
-    with Keeper(keep, 3) as keeper:
+    with Keeper(keep) as keeper:
         asyncio.run(run(keeper))
-    assert kept == [0, 1, 2, 3, 4]
+    assert groups == [[0], [1, 2, 3]]
 
 
-def test_what_keep_raises_ends_the_loop() -> None:
-    def keep(item: int) -> None:
-        raise OSError(f"no space for {item}")
+def test_all_that_was_put_is_kept_though_the_loop_ends_with_an_error() -> None:
+    go, kept = threading.Event(), list[int]()
 
-    async def run(keeper: Keeper) -> None:
-        while True:
-            await keeper.put(1)
+    def keep(items: list[int]) -> None:
+        assert go.wait(30)
+        kept.extend(items)
 
-    with pytest.raises(OSError, match="no space for 1"), Keeper(keep, 3) as keeper:
+    async def run(keeper: Keeper[int]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for item in range(100):
+                group.create_task(keeper.put(item))
+            await asyncio.sleep(0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Keeper(keep) as keeper:
+        try:
+            asyncio.run(run(keeper))
+        finally:
+            go.set()
+    assert kept == list(range(100))
+
+
+def test_what_keep_raises_is_raised_where_it_was_put() -> None:
+    def keep(items: list[int]) -> None:
+        raise OSError(f"no space for {items[0]}")
+
+    async def run(keeper: Keeper[int]) -> None:
+        for _ in range(2):
+            with pytest.raises(OSError, match="no space for 1"):
+                await keeper.put(1)
+
+    with pytest.raises(OSError, match="no space for 1"), Keeper(keep) as keeper:
         asyncio.run(run(keeper))

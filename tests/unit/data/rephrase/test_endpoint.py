@@ -1,5 +1,6 @@
 """The client of a chat server: slots, retries, what ends a run, and that nothing is lost or sent twice."""
 
+import time
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ def requests(count: int) -> list[Request]:
 def ask(served: Served, count: int = 6, **limits: Any) -> tuple[dict[str, Answer], Any]:
     usual = {"slots": 4, "retries": 3, "retry_sec": 0.0, "timeout_sec": 20.0}
     found: dict[str, Answer] = {}
-    tally = answer_all(iter(requests(count)), Limits(served.url, **{**usual, **limits}), found.__setitem__)
+    tally = answer_all(iter(requests(count)), Limits(served.url, **{**usual, **limits}), found.update)
     return found, tally
 
 
@@ -39,6 +40,21 @@ def test_slots_are_all_used_and_no_more() -> None:
         found, _ = ask(served, 64, slots=8)
     assert len(found) == 64
     assert served.most == 8
+
+
+def test_a_slot_waits_until_its_answer_is_kept() -> None:
+    found: dict[str, Answer] = {}
+    with chat_server() as served:
+
+        def put(answers: dict[str, Answer]) -> None:
+            time.sleep(0.02)  # a slow disk
+            found.update(answers)
+            late.append(len(served.attempts) - len(found))
+
+        late: list[int] = []
+        answer_all(iter(requests(40)), Limits(served.url, 4, 0, 0.0, 20.0), put)
+    assert len(found) == 40
+    assert max(late) <= 4
 
 
 @pytest.mark.parametrize(
@@ -95,7 +111,7 @@ def test_a_server_that_refuses_every_request_ends_the_run_and_nothing_is_kept() 
         found: dict[str, Answer] = {}
         limits = Limits(served.url, 4, 3, 0.0, 20.0)
         with pytest.raises(ConfigError, match="422"):
-            answer_all(iter(requests(100)), limits, found.__setitem__)
+            answer_all(iter(requests(100)), limits, found.update)
     assert found == {}
     assert sum(served.attempts.values()) <= 12  # eight, and what is in flight then
 
@@ -113,7 +129,7 @@ def test_single_refusals_are_kept_beside_answers() -> None:
 def test_refusals_are_kept_where_an_earlier_run_was_answered() -> None:
     with chat_server(lambda attempt, body: 422) as served:
         found: dict[str, Answer] = {}
-        tally = answer_all(iter(requests(20)), Limits(served.url, 4, 3, 0.0, 20.0), found.__setitem__, Tally(earlier=1))
+        tally = answer_all(iter(requests(20)), Limits(served.url, 4, 3, 0.0, 20.0), found.update, Tally(earlier=1))
     assert len(found) == tally.refused == 20
 
 

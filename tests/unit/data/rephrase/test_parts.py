@@ -138,8 +138,8 @@ def test_the_store_keeps_the_first_answer_across_openings(tmp_path: Path) -> Non
     names = [f"{i:x}{i:03x}" for i in range(SHARDS)]
     with Store(tmp_path, range(SHARDS)) as store:
         for name in names:
-            store.put(name, {"text": name})
-        store.put(names[0], {"text": "second"})
+            store.put({name: {"text": name}})
+        store.put({names[0]: {"text": "second"}})
     with Store(tmp_path) as store:
         assert store.get([*names, "f999"]) == {name: {"text": name} for name in names}
     assert {shard_of(name) for name in names} == set(range(SHARDS))
@@ -161,7 +161,7 @@ def test_a_killed_writer_loses_nothing_that_was_put(tmp_path: Path) -> None:
     program = (
         "import os; from data.rephrase.store import Store\n"
         f"store = Store({str(tmp_path)!r}, [1]).__enter__()\n"
-        "for i in range(50): store.put(f'1{i:03x}', {'text': str(i)})\n"
+        "for i in range(50): store.put({f'1{i:03x}': {'text': str(i)}})\n"
         "os.kill(os.getpid(), 9)\n"
     )
     subprocess.run([sys.executable, "-c", program], timeout=60)

@@ -98,10 +98,10 @@ def test_a_killed_run_goes_on_and_repeats_no_request(config: RunConfig) -> None:
     with chat_server(answer=good_answer) as served, pytest.MonkeyPatch.context() as patch:
         put, done = Store.put, []
 
-        def stop_after_ten(store: Store, request: str, answer: dict[str, Any]) -> None:
-            put(store, request, answer)
-            done.append(request)
-            if len(done) == 10:
+        def stop_after_ten(store: Store, answers: dict[str, Any]) -> None:
+            put(store, answers)
+            done.extend(answers)
+            if len(done) >= 10:
                 raise Killed
 
         patch.setattr(Store, "put", stop_after_ten)
