@@ -109,7 +109,9 @@ def answer_all(
     return tally
 
 
-async def _answer_all(requests: Iterator[Request], limits: Limits, keeper: Keeper[tuple[str, Answer]], tally: Tally) -> None:
+async def _answer_all(
+    requests: Iterator[Request], limits: Limits, keeper: Keeper[tuple[str, Answer]], tally: Tally
+) -> None:
     start, ahead = time.monotonic(), Ahead(_posts(requests), limits.slots)
     connector = aiohttp.TCPConnector(limit=limits.slots, ttl_dns_cache=300)
     headers = {"Authorization": f"Bearer {limits.token}"} if limits.token else {}

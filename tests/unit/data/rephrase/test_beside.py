@@ -107,13 +107,11 @@ def test_all_that_was_put_is_kept_though_the_loop_ends_with_an_error() -> None:
             for item in range(100):
                 group.create_task(keeper.put(item))
             await asyncio.sleep(0)
+            go.set()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), Keeper(keep) as keeper:
-        try:
-            asyncio.run(run(keeper))
-        finally:
-            go.set()
+        asyncio.run(run(keeper))
     assert kept == list(range(100))
 
 
