@@ -30,6 +30,7 @@ CONTEXT_WORDS = ("context", "too long", "maximum length", "max_model_len")
 TOO_LONG = "prompt_too_long"
 LONGEST_WAIT_SEC = 60.0
 MAX_ANSWER_BYTES = 16 << 20
+AnswerKeeper = Keeper[tuple[str, Answer]]
 
 
 @dataclass(frozen=True)
@@ -100,18 +101,17 @@ def answer_all(
     ``requests`` and ``put`` are called in threads, each in one at a time. A slot sends its next request when ``put``
     has returned, so at most ``slots`` requests are sent but not handed on at any moment, and a process that is killed
     asks no more than those again. All answers that came have been handed on at the end, also where it is an error.
-    Requests that were given up are in no answer: the caller may try them again. Raises ConfigError for what will fail for every request,
-    ResourceError for a server that answers none of many in a row, and what ``requests`` and ``put`` raise.
+    Requests that were given up are in no answer: the caller may try them again. Raises ConfigError for what will fail
+    for every request, ResourceError for a server that answers none of many in a row, and what ``requests`` and ``put``
+    raise.
     """
     tally = Tally() if tally is None else tally
-    with Keeper[tuple[str, Answer]](lambda found: put(dict(found))) as keeper:
+    with AnswerKeeper(lambda found: put(dict(found))) as keeper:
         asyncio.run(_answer_all(requests, limits, keeper, tally))
     return tally
 
 
-async def _answer_all(
-    requests: Iterator[Request], limits: Limits, keeper: Keeper[tuple[str, Answer]], tally: Tally
-) -> None:
+async def _answer_all(requests: Iterator[Request], limits: Limits, keeper: AnswerKeeper, tally: Tally) -> None:
     start, ahead = time.monotonic(), Ahead(_posts(requests), limits.slots)
     connector = aiohttp.TCPConnector(limit=limits.slots, ttl_dns_cache=300)
     headers = {"Authorization": f"Bearer {limits.token}"} if limits.token else {}
