@@ -62,15 +62,15 @@ class JobServer:
             time.sleep(LOST_PAUSE_SEC)
         raise AssertionError("the last job returns")
 
-    def cpus(self) -> float:
-        """The CPUs of all live nodes."""
+    def total(self, resource: str) -> float:
+        """The CPUs, GPUs or what else Ray counts, of all live nodes."""
         nodes: list[Any] = list_nodes(
             self.client.get_address(),
             filters=[("state", "=", "ALIVE")],
             limit=10_000,
             raise_on_missing_output=False,  # Ray takes the dead nodes that the filter leaves out for missing ones
         )
-        return sum(node.resources_total.get("CPU", 0.0) for node in nodes)
+        return sum(node.resources_total.get(resource, 0.0) for node in nodes)
 
 
 @contextmanager

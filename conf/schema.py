@@ -229,7 +229,7 @@ class SweepConfig:
     """Several runs of one command: `sundog sweep KEY=A,B`."""
 
     metric: str = "eval/loss"  # that decides which run is best
-    parallel: int = 0  # jobs at a time; 0: as many as the cluster has CPUs for
+    parallel: int = 0  # jobs at a time, at most; 0: as many as the cluster has CPUs and GPUs for
     early_stop: str = "none"  # median: stop a run that is worse than half of the others at the same step
     grace_steps: int = 0  # no run is stopped before
     variants: list[str] = field(default_factory=list)  # overrides that belong together; each job runs once with each

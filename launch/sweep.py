@@ -14,18 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from conf.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, ConfigError, ResourceError, SundogError
+from conf.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, ConfigError, SundogError
 from conf.rules import nearest
 from conf.schema import RunConfig
 from data.files import read_json, write_atomic
 from launch.multirun import JobFailed, load_sweep, multirun
 from launch.preflight import dump, load_config
+from launch.room import Room
 from launch.sweep_table import table
 from trainers.journal import METRICS_FILE, read_journal
 from trainers.metrics import METRICS, MINIMIZE, NEITHER
 
 RESULTS, LOG = "sweep.json", "job.log"
 POLL_SEC = 1.0
+MAX_THREADS = 256  # one a job that runs or waits for its turn
 RIVALS = 2  # other jobs with a value at the same step, at least, before a loser is stopped
 Run = Callable[[list[str], Path, Callable[[], int]], int]  # arguments, log file, stop requests -> exit code
 Show = Callable[[Sequence["Job"]], None]
@@ -56,16 +58,17 @@ class Sweep:
         fixed: Sequence[str],
         run: Run,
         *,
-        parallel: int,
+        room: Room,
         show: Show,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``fixed`` names the keys and groups that are the same for all jobs; the others name the job."""
+        """``fixed`` names the keys and groups that are the same for all jobs; the others name the job. Each job runs
+        when ``room`` has what its ranks need."""
         self.folder, self.jobs = Path(config.run_dir), list[Job]()
         self._config, self._settings, self._fixed = config, config.sweep, set(fixed)
-        self._run, self._parallel, self._show, self._stop = run, parallel, show, stop
+        self._run, self._room, self._show, self._stop = run, room, show, stop
         self._sign = 1 if goal(config.sweep.metric) == MINIMIZE else -1
-        self._configs: dict[str, str] = {}  # run folder -> config.yaml
+        self._configs: dict[str, RunConfig] = {}  # by run folder
         self._values: dict[str, dict[int, float]] = {}  # run folder -> step -> metric
 
     def batch(self, batch: Sequence[Sequence[str]]) -> list[float | Exception]:
@@ -77,7 +80,7 @@ class Sweep:
         proposals = [[self._job([*overrides, *variant]) for variant in variants] for overrides in batch]
         jobs = [job for proposal in proposals for job in proposal]
         self.jobs += jobs
-        with ThreadPoolExecutor(self._parallel, thread_name_prefix="sweep") as pool:
+        with ThreadPoolExecutor(min(len(jobs), MAX_THREADS), thread_name_prefix="sweep") as pool:
             running = [pool.submit(self._follow, job) for job in jobs]
             while not all(future.done() for future in running):
                 self.refresh()
@@ -93,21 +96,26 @@ class Sweep:
         run_dir, name = str(self.folder / label), f"{self._config.name}-{label}"
         arguments = [*overrides, f"name='{name}'", f"run_dir='{run_dir}'", f"tracker.group='{self._config.name}'"]
         config = load_config(arguments)
-        self._configs[run_dir] = dump(config)
+        self._configs[run_dir] = config
         return Job(label, arguments, run_dir, config.trainer.steps)
 
     def _follow(self, job: Job) -> None:
-        if self._stop():
-            job.state = "stopped"
-            return
         if self._finished(job):
             job.state, job.message = "done", "was done before"
             return
-        job.state, start = "running", time.monotonic()
         try:
-            job.exit_code = self._run(job.arguments, Path(job.run_dir) / LOG, lambda: self._wants_stop(job))
+            need = self._room.need(self._configs[job.run_dir].cluster)
+            with self._room.lend(need, self._stop) as lent:
+                if not lent:
+                    job.state = "stopped"
+                    return
+                self._do(job)
         except SundogError as error:
             job.state, job.message, job.exit_code = "failed", str(error), error.exit_code
+
+    def _do(self, job: Job) -> None:
+        job.state, start = "running", time.monotonic()
+        job.exit_code = self._run(job.arguments, Path(job.run_dir) / LOG, lambda: self._wants_stop(job))
         if job.state == "running":
             job.state = {EXIT_DONE: "done", EXIT_STOPPED: "stopped"}.get(job.exit_code, "failed")
             job.message = _last_line(Path(job.run_dir) / LOG) if job.state == "failed" else ""
@@ -118,7 +126,7 @@ class Sweep:
         config, status = Path(job.run_dir) / "config.yaml", Path(job.run_dir) / "status.json"
         if not (config.is_file() and status.is_file()):
             return False
-        return config.read_text("utf-8") == self._configs[job.run_dir] and read_json(status).get("state") == "done"
+        return config.read_text("utf-8") == dump(self._configs[job.run_dir]) and read_json(status).get("state") == "done"
 
     def _wants_stop(self, job: Job) -> int:
         if job.state == "running" and (reason := self._loses(job)):
@@ -198,10 +206,10 @@ def main(name: str, arguments: list[str]) -> int:
 
     env = {REVISION_VARIABLE: git_revision()}
     with stop_requests() as stops, job_server(config.cluster, working_dir=Path.cwd(), env=env) as server:
-        parallel = config.sweep.parallel or _room(config, server.cpus())
-        print(f"sweep {config.name}: {aim} {config.sweep.metric}, up to {parallel} jobs at a time", flush=True)
+        room = Room(server.total("CPU"), server.total("GPU"), config.sweep.parallel)
+        print(f"sweep {config.name}: {aim} {config.sweep.metric}, {_bounds(room)}", flush=True)
         with table(config.sweep.metric, lowest_first=aim == MINIMIZE) as show:
-            sweep = Sweep(config, fixed, runner(server), parallel=parallel, show=show, stop=lambda: bool(stops))
+            sweep = Sweep(config, fixed, runner(server), room=room, show=show, stop=lambda: bool(stops))
             multirun(arguments, sweep, sweep.folder, aim)
     return _conclude(sweep, stopped=bool(stops))
 
@@ -220,10 +228,6 @@ def _conclude(sweep: Sweep, stopped: bool) -> int:
     return max((job.exit_code or EXIT_BUG for job in failed), default=EXIT_DONE)
 
 
-def _room(config: RunConfig, cpus: float) -> int:
-    """How many jobs fit on the cluster at once."""
-    need = config.cluster.ranks * config.cluster.cpus_per_rank
-    if need > cpus:
-        supply = f"a job's ranks need {need:g} CPUs, the cluster has {cpus:g}"
-        raise ResourceError("cluster.ranks", config.cluster.ranks, supply, "fewer ranks, or a larger cluster")
-    return int(cpus // need)
+def _bounds(room: Room) -> str:
+    there = f"{room.cpus:g} CPUs" + (f" and {room.gpus:g} GPUs" if room.gpus else "")
+    return f"as many jobs at a time as fit {there}" + (f", at most {room.most}" if room.most else "")

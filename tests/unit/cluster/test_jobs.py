@@ -96,9 +96,9 @@ def test_jobs_are_found_by_part_of_their_id_and_say_what_they_ran(head: Head, fo
         assert caught.value.rule == rule
 
 
-def test_the_server_counts_its_clusters_cpus(head: Head, folder: Path) -> None:
+def test_the_server_counts_what_its_cluster_has(head: Head, folder: Path) -> None:
     with job_server(ClusterConfig(address=head.dashboard_url), working_dir=folder) as server:
-        assert server.cpus() == os.cpu_count()
+        assert (server.total("CPU"), server.total("GPU")) == (os.cpu_count(), 0.0)
 
 
 def test_the_printed_line_works(head: Head, folder: Path) -> None:

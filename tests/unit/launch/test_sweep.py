@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from conf.errors import EXIT_DONE, EXIT_STOPPED, ConfigError
+from conf.errors import EXIT_DONE, EXIT_RESOURCES, EXIT_STOPPED, ConfigError, ResourceError
 from launch.multirun import OPTUNA, load_sweep, multirun
 from launch.preflight import dump, load_config
-from launch.sweep import LOG, RESULTS, Job, Sweep
+from launch.room import Need, Room
+from launch.sweep import LOG, RESULTS, Job, Run, Sweep
 
 STEPS = 20
 COMPOSING = threading.Lock()  # Hydra composes in one thread at a time; a real job does it in a process of its own
@@ -40,10 +41,15 @@ class Runs:
         return EXIT_STOPPED if stop() else EXIT_DONE
 
 
-def sweep(folder: Path, arguments: list[str], run: Runs, stop: Callable[[], bool] = lambda: False) -> Sweep:
+ROOM = Room(2, 0)
+
+
+def sweep(
+    folder: Path, arguments: list[str], run: Run, stop: Callable[[], bool] = lambda: False, room: Room = ROOM
+) -> Sweep:
     common = [f"run_dir='{folder}'", "name=search", f"trainer.steps={STEPS}"]
     config, fixed = load_sweep([*common, *arguments])
-    found = Sweep(config, fixed, run, parallel=2, show=lambda jobs: None, stop=stop)
+    found = Sweep(config, fixed, run, room=room, show=lambda jobs: None, stop=stop)
     multirun([*common, *arguments], found, folder, "minimize")
     return found
 
@@ -95,7 +101,7 @@ def test_a_stop_request_leaves_the_rest_unrun(tmp_path: Path) -> None:
 
 def test_the_median_rule_stops_losers_only(tmp_path: Path) -> None:
     settings = ["sweep.early_stop=median", "sweep.grace_steps=2", f"run_dir='{tmp_path}'"]
-    found = Sweep(load_config(settings), [], Runs(), parallel=1, show=lambda jobs: None)
+    found = Sweep(load_config(settings), [], Runs(), room=ROOM, show=lambda jobs: None)
     losses = {"good": {1: 3.0, 2: 2.0}, "fair": {1: 2.0, 2: 2.4}, "poor": {1: 2.5, 2: 2.9}, "young": {1: 9.0}}
     found._values = losses
     jobs = {name: Job(name, [], name, steps=10) for name in losses}
@@ -157,3 +163,56 @@ def test_every_job_runs_once_with_each_variant(tmp_path: Path) -> None:
 def test_a_wrong_variant_is_answered_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model"):
         load_sweep(["sweep.variants=['model=huge']"])
+
+
+class Crowd:
+    """Jobs of one and two ranks: those of one wait for each other, so they end only if they run side by side."""
+
+    def __init__(self) -> None:
+        self.pair, self.lock = threading.Barrier(2), threading.Lock()
+        self.ranks, self.most = 0, 0
+
+    def __call__(self, arguments: list[str], log: Path, stop: Callable[[], int]) -> int:
+        with COMPOSING:
+            ranks = load_config(arguments).cluster.ranks
+        with self.lock:
+            self.ranks += ranks
+            self.most = max(self.most, self.ranks)
+        if ranks == 1:
+            self.pair.wait(60)
+        with self.lock:
+            self.ranks -= ranks
+        return EXIT_DONE
+
+
+@pytest.mark.parametrize("order", ["2,1", "1,2"])
+def test_each_job_gets_its_own_resources(tmp_path: Path, order: str) -> None:
+    run = Crowd()
+    found = sweep(tmp_path, [f"cluster.ranks={order}", "trainer.lr=0.01,0.02"], run)
+    assert {job.exit_code for job in found.jobs} == {EXIT_DONE}
+    assert run.most == 2
+
+
+def test_a_job_that_never_fits_fails_apart(tmp_path: Path) -> None:
+    run = Runs()
+    found = sweep(tmp_path, ["cluster.ranks=1,3", "sequence=local", "trainer.batch=6"], run)
+    assert states(found.jobs) == {"cluster.ranks=1": "done", "cluster.ranks=3": "failed"}
+    assert found.jobs[1].exit_code == EXIT_RESOURCES
+    assert "its ranks need 3 CPUs, the cluster has 2" in found.jobs[1].message
+    assert len(run.started) == 1
+
+
+def test_an_elastic_job_needs_room_for_its_fewest_ranks() -> None:
+    cluster = load_config(["cluster.ranks=4", "cluster.min_ranks=2", "trainer.batch=8"]).cluster
+    assert [Room(cpus, 0).need(cluster).cpus for cpus in (4, 3)] == [4, 2]
+    gpus = load_config(["cluster.ranks=2", "cluster.gpus_per_rank=1", "trainer.batch=8"]).cluster
+    with pytest.raises(ResourceError, match="need 2 GPUs, the cluster has 1"):
+        Room(8, 1).need(gpus)
+
+
+def test_no_more_jobs_at_a_time_than_allowed() -> None:
+    room, need = Room(8, 0, most=1), Need(1, 0)
+    with room.lend(need, lambda: False) as first, room.lend(need, lambda: True) as second:
+        assert (first, second) == (True, False)
+    with room.lend(need, lambda: False) as again:
+        assert again
