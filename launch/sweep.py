@@ -126,7 +126,9 @@ class Sweep:
         config, status = Path(job.run_dir) / "config.yaml", Path(job.run_dir) / "status.json"
         if not (config.is_file() and status.is_file()):
             return False
-        return config.read_text("utf-8") == dump(self._configs[job.run_dir]) and read_json(status).get("state") == "done"
+        return (
+            config.read_text("utf-8") == dump(self._configs[job.run_dir]) and read_json(status).get("state") == "done"
+        )
 
     def _wants_stop(self, job: Job) -> int:
         if job.state == "running" and (reason := self._loses(job)):

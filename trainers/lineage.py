@@ -13,6 +13,8 @@ from data.manifest import has_manifest, read_manifest
 from data.stages import stage_folders
 
 FILE_NAME = "lineage.json"
+PARTS = ("name", "run_dir", "seed", "model", "sharding", "sequence", "trainer", "cluster", "tracker")  # that train uses
+DATA_PARTS = ("dir", "context", "attention", "positions", "eval_fraction")  # other keys are the data stages'
 REVISION_VARIABLE = "SUNDOG_GIT_REVISION"  # for workers whose copy of the code has no .git
 
 
@@ -33,6 +35,13 @@ def git_revision() -> str:
 def config_digest(config: RunConfig) -> str:
     """Return the SHA-256 of the resolved config."""
     return digest_json(asdict(config))
+
+
+def training_part(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what training on tokens reads of a config tree, without what other commands and stages do."""
+    data = config.get("data", {})
+    own = {key: config[key] for key in PARTS if key in config}
+    return own | {"data": {key: data[key] for key in DATA_PARTS if key in data}}
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

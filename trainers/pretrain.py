@@ -39,7 +39,7 @@ from trainers.checkpoint_folder import checkpoints_folder
 from trainers.control import Control, LocalControl
 from trainers.evaluate import evaluate
 from trainers.experts import freeze_all_but_auxiliary
-from trainers.lineage import changed_keys
+from trainers.lineage import changed_keys, training_part
 from trainers.loop import Parts, due, train
 from trainers.observer import Observer
 from trainers.optim import build_optimizer
@@ -223,8 +223,8 @@ def _summary(config: RunConfig, spec: ModelSpec, mesh: Mesh, corpus: Corpus, sta
 
 
 def _report_changes(observer: Observer, config: RunConfig, restored: dict[str, Any] | None) -> None:
-    changes = changed_keys(restored["config"], asdict(config)) if restored else []
-    if changes:
+    before = training_part(restored["config"] if restored else asdict(config))
+    if changes := changed_keys(before, training_part(asdict(config))):
         observer.log("config changed since the checkpoint: " + "; ".join(changes))
 
 

@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import pytest
 
 from conf.schema import RunConfig
@@ -40,3 +42,23 @@ def test_state_survives_the_round_trip(tmp_path: object) -> None:
     assert stored["identity"]["stream"]["seed"] == stored["seed"] == 7
     assert stored["config"]["trainer"]["steps"] == config.trainer.steps
     assert stored["config_digest"] == lineage.config_digest(config)
+
+
+def test_a_resumed_run_tells_of_no_change_that_training_does_not_see() -> None:
+    before, after = RunConfig(), RunConfig()
+    after.curation.min_chars += 1
+    after.order.neighbours += 1
+    after.data.shard_documents += 1
+    after.serve.port += 1
+    after.sweep.parallel += 1
+    after.rephrase.model = "other"
+    assert lineage.training_part(asdict(before)) == lineage.training_part(asdict(after))
+    after.trainer.lr, after.data.eval_fraction, after.cluster.ranks = 0.5, 0.5, 4
+    changes = lineage.changed_keys(lineage.training_part(asdict(before)), lineage.training_part(asdict(after)))
+    assert [change.split()[0] for change in changes] == ["cluster.ranks", "data.eval_fraction", "trainer.lr"]
+
+
+def test_every_part_that_training_sees_is_a_part_of_the_config() -> None:
+    whole = asdict(RunConfig())
+    assert set(lineage.PARTS) <= whole.keys()
+    assert set(lineage.DATA_PARTS) <= whole["data"].keys()
