@@ -19,7 +19,8 @@ from typing import Self
 import psutil
 
 from benchmarks.netns import Network, address, enter
-from cluster.jobs import JobServer, connect_jobs
+from cluster.job_client import connect_jobs
+from cluster.jobs import JobServer
 from cluster.local_head import free_port
 from conf.errors import ResourceError
 
@@ -154,7 +155,7 @@ class Nodes:
 
     def _cpus_alive(self) -> float:
         try:
-            return JobServer(connect_jobs(self.url), {}, None).cpus()
+            return JobServer(connect_jobs(self.url), {}, None).total("CPU")
         except Exception as error:  # the dashboard is starting: Ray raises many kinds
             self._last_error = str(error)
             return -1.0

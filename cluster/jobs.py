@@ -1,7 +1,6 @@
 """Any command as a Ray job: its code shipped, its log streamed, its real exit code returned."""
 
 import json
-import logging
 import shlex
 import sys
 import time
@@ -11,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.job_submission import JobDetails, JobSubmissionClient
+from ray.job_submission import JobSubmissionClient
 from ray.util.state import list_nodes
 
-from cluster.connection import check_address, split_address
 from cluster.follow import Follow
+from cluster.job_client import connect_jobs
 from cluster.local_head import local_head
 from cluster.upload import runtime_environment
-from conf.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ConfigError, ResourceError
-from conf.rules import nearest
+from cluster.verdict import REPLACES
+from conf.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 from conf.schema import ClusterConfig
 
 MODULE = "launch"
@@ -28,7 +27,6 @@ RESTARTS = 3  # of a command that a signal has killed, in a row, each within RES
 REST_SEC = 60
 LOST_PAUSE_SEC = 3.0  # Ray ends the command of a job that it has lost within a second
 STOP_WAIT_SEC = 300  # a stopped job may finish its step and write its checkpoint; Ray's own default is 3
-LOUD = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")  # uploads, closed sockets
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,7 @@ class JobServer:
             if not (follow.lost and left) or stop():
                 return code
             on_line("the job was lost, not its command's work: submitting it again")
+            facts = {**facts, REPLACES: job}
             time.sleep(LOST_PAUSE_SEC)
         raise AssertionError("the last job returns")
 
@@ -86,8 +85,6 @@ def job_server(
     Raises:
         ResourceError: no job server there, or the upload is too large.
     """
-    for name in LOUD:
-        logging.getLogger(name).setLevel(logging.ERROR)
     if cluster.address:
         shipped = _runtime_env(working_dir, env)
         yield JobServer(connect_jobs(cluster.address), shipped, None)
@@ -157,47 +154,3 @@ def _entrypoint(argv: list[str], python: str) -> str:
 def _without_address(argv: list[str]) -> list[str]:
     """Drop the cluster's address: a job finds its own cluster."""
     return [argument for argument in argv if not argument.startswith("cluster.address=")]
-
-
-def connect_jobs(address: str) -> JobSubmissionClient:
-    """A client of the job server at ``address`` (http://HOST:PORT, or a cluster address).
-
-    Raises:
-        ResourceError: nothing answers there, or not to this client.
-    """
-    if not address.startswith(("http://", "https://")):
-        check_address(address)
-    else:
-        split_address(address)
-    try:
-        return JobSubmissionClient(address)
-    except (RuntimeError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()
-        raise ResourceError(
-            "cluster.address",
-            address,
-            f"no Ray job server answers there: {reason[0][:300] if reason else error!r}",
-            "http://HOST:8265 of a running head (`ray start --head`), or no address for a local one",
-        ) from error
-
-
-def list_jobs(client: JobSubmissionClient) -> list[JobDetails]:
-    """The submitted jobs that the server remembers, newest first."""
-    return sorted((job for job in client.list_jobs() if job.submission_id), key=lambda j: -(j.start_time or 0))
-
-
-def find_job(client: JobSubmissionClient, job: str) -> JobDetails:
-    """The job whose id is, or uniquely starts with or ends with, ``job``.
-
-    Raises:
-        ConfigError: there is none, or several.
-    """
-    jobs = list_jobs(client)
-    names = [details.submission_id or "" for details in jobs]
-    found = [
-        d for d, name in zip(jobs, names, strict=True) if name == job or name.startswith(job) or name.endswith(job)
-    ]
-    if len(found) != 1:
-        rule = "names one submitted job" if found else "is the id of a submitted job"
-        raise ConfigError("job", job, rule, nearest(job, names) or "`sundog list` shows the jobs")
-    return found[0]

@@ -21,11 +21,17 @@ ATTEMPTS = "attempts.jsonl"
 
 
 class AttemptLog:
-    """{run_dir}/attempts.jsonl: one line when an attempt starts and one when it ends, numbered over all commands."""
+    """{run_dir}/attempts.jsonl: one line when an attempt starts and one when it ends, numbered over all commands.
+
+    The end of an attempt whose command was killed is written by the next command.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / ATTEMPTS
-        self.attempt = max((record["attempt"] for record in read_attempts(run_dir)), default=0)
+        records = read_attempts(run_dir)
+        self.attempt = max((record["attempt"] for record in records), default=0)
+        if records and records[-1]["event"] == "started":
+            self.write("abandoned", message="its command was killed, and its ranks with it")
 
     def write(self, event: str, **facts: Any) -> None:
         record = {"attempt": self.attempt, "event": event, "time": time.time(), **facts}

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+COLUMNS = ("job", "state", "began", "ran", "command", "revision")
 TEXTS = {
     "list": "the submitted jobs of a cluster, newest first",
     "status": "what became of one job",
@@ -39,37 +40,50 @@ def main(name: str, arguments: list[str]) -> int:
 
     # Ray loads here, after the mistakes that can be answered without it.
     from cluster.follow import Follow
-    from cluster.jobs import connect_jobs, find_job, list_jobs
+    from cluster.job_client import connect_jobs, find_job, list_jobs
+    from cluster.verdict import SHELL, verdict
 
     client = connect_jobs(options.address)
+    jobs = list_jobs(client)
     if name == "list":
-        _print_table([_row(job) for job in list_jobs(client)])
+        _print_table([_row(job) for job in jobs])
         return EXIT_DONE
-    job = find_job(client, options.job)
+    job = find_job(jobs, options.job)
     job_id = job.submission_id or ""
     if name == "status":
-        for key, value in zip(("job", "state", "began", "ran", "command", "revision"), _row(job), strict=True):
-            print(f"{key:<9} {value}")
-        print(f"{'message':<9} {job.message or ''}")
+        _print_status(job, jobs)
     elif name == "logs" and not options.follow:
-        print(client.get_job_logs(job_id), end="")
+        lines = client.get_job_logs(job_id).splitlines()
+        print("\n".join(line for line in lines if not SHELL.match(line)))
     elif name == "logs":
         return Follow(client, job_id, lambda line: print(line, flush=True), lambda: 0).exit_code()
     elif job.status.is_terminal():
-        print(f"{job_id} has ended already: {job.status.value.lower()}")
+        print(f"{job_id} has ended already: {verdict(job).state}")
     else:
         code = Follow(client, job_id, lambda line: print(line, flush=True), lambda: 1).exit_code()
         print(f"{job_id} stopped with exit code {code}")
     return EXIT_DONE
 
 
+def _print_status(job: "JobDetails", jobs: "list[JobDetails]") -> None:
+    from cluster.verdict import verdict
+
+    found = verdict(job, jobs)
+    rows = [*zip(COLUMNS, _row(job), strict=True), ("told", found.told), ("to do", found.todo)]
+    for key, value in rows:
+        for number, line in enumerate(value.splitlines()):
+            print(f"{key if number == 0 else '':<9} {line}")
+
+
 def _row(job: "JobDetails") -> tuple[str, ...]:
+    from cluster.verdict import verdict
+
     facts = job.metadata or {}
     began = (job.start_time or 0) / 1000
     ran = (job.end_time / 1000 if job.end_time else time.time()) - began
     return (
         job.submission_id or "",
-        job.status.value.lower(),
+        verdict(job).state,
         time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(began)),
         f"{ran:.0f} s",
         facts.get("command", job.entrypoint),
@@ -79,8 +93,8 @@ def _row(job: "JobDetails") -> tuple[str, ...]:
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:
     table = Table(box=None, pad_edge=False)
-    for column in ("job", "state", "began", "ran", "command", "revision"):
-        table.add_column(column, overflow="fold")
+    for column in COLUMNS:
+        table.add_column(column, overflow="fold", no_wrap=column != "command", min_width=8)
     for row in rows:
         table.add_row(*row)
     Console().print(table if rows else "no jobs", highlight=False)

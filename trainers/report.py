@@ -1,6 +1,8 @@
 """A run folder as pictures and one HTML page that needs nothing else. No torch, no network, no account."""
 
 import json
+import os
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -103,6 +105,19 @@ def write_report(run_dir: Path | str) -> Path:
     return folder / PAGE
 
 
+def _state(status: Mapping[str, Any]) -> str:
+    """What status.json says; of a run whose command is gone without a word (on this host), that it was killed."""
+    state, pid = str(status.get("state", "")), status.get("pid")
+    if state == "running" and status.get("host") == socket.gethostname() and isinstance(pid, int):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return "killed: the same command goes on"
+        except PermissionError:
+            return state
+    return state
+
+
 def _facts(run: RunFolder) -> list[tuple[str, str]]:
     """Label and value of the tiles on top of the page."""
     first, last = run.metrics[0], run.metrics[-1]
@@ -112,7 +127,7 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     seconds = float(plots.series(run.metrics, "time/step_sec")[1].sum())
     checkpoints = complete_checkpoints(checkpoints_folder(str(run.path)))
     facts = [
-        ("status", str(run.status.get("state", "done" if last["step"] == total else "unfinished"))),
+        ("status", _state(run.status) or ("done" if last["step"] == total else "unfinished")),
         ("step", f"{last['step']}" + (f" of {total}" if total else "")),
         ("loss", f"{number(first.get('train/loss'))} to {number(last.get('train/loss'))}"),
         ("held out", number(held_out[-1] if held_out else None)),

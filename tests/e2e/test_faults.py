@@ -160,6 +160,7 @@ def test_a_run_in_chaos_ends_with_the_bits_of_an_undisturbed_one(place: Path, un
     told = {(failure["rank"], cause) for failure in failures for cause in causes if cause in failure["message"]}
     assert {(1, causes[0]), (0, causes[1])} <= told, failures
     assert len(failures) >= 3
+    assert [record["event"] for record in read_attempts(run_dir)][-4:] == ["started", "abandoned", "started", "done"]
     assert "is damaged" in output
     assert_gone([rank["pid"] for record in read_attempts(run_dir) for rank in record.get("ranks", [])])
 

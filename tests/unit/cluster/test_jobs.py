@@ -8,13 +8,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from cluster.jobs import command_line, connect_jobs, find_job, job_server, list_jobs, submit
+from cluster.job_client import connect_jobs, find_job, list_jobs
+from cluster.jobs import command_line, job_server, submit
 from cluster.local_head import Head, local_head
 from cluster.upload import EXCLUDES, check_size, upload_files
 from conf.errors import ConfigError, ResourceError
 from conf.schema import ClusterConfig
+from launch.jobs import main as jobs_command
 
 PROGRAM = """
 import os, sys, time
@@ -27,6 +30,8 @@ if sys.argv[1] == "wait":
     print("waiting", flush=True)
     stopped.wait(60)
     sys.exit(75)
+if sys.argv[1] == "die":
+    os.kill(os.getpid(), 9)
 open("written", "w").write(sys.argv[1])
 sys.exit(int(sys.argv[1]))
 """
@@ -82,6 +87,58 @@ def test_a_stop_ends_the_job_which_still_says_its_exit_code(head: Head, folder: 
     assert code == 75
 
 
+def told(head: Head, job: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What ``sundog status`` says, in one line of single spaces."""
+    capsys.readouterr()
+    assert jobs_command("status", ["--address", head.dashboard_url, job]) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_a_command_that_is_killed_again_and_again(head: Head, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, lines = run(["die"], head, folder)
+    assert (code, lines.count("arguments die")) == (137, 4)
+    job = lines[0].removeprefix("job ")
+    said = told(head, job, capsys)
+    assert "state killed" in said
+    assert "told SIGKILL killed its command" in said
+    assert f"to do `sundog logs {job}`" in said
+    assert jobs_command("logs", ["--address", head.dashboard_url, job]) == 0
+    log = capsys.readouterr().out
+    assert log.startswith("arguments die\n")
+    assert log.count("killed (137): running it again") == 3
+    assert jobs_command("list", ["--address", head.dashboard_url]) == 0
+    assert f"{job}  killed" in capsys.readouterr().out
+
+
+def test_a_lost_job_is_submitted_again_and_says_so(
+    head: Head, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines: list[str] = []
+
+    def stop() -> int:
+        if lines.count("waiting") == 1 and not lost:
+            lost.extend(process for process in psutil.process_iter(["cmdline"]) if supervises(process))
+            for process in lost:
+                process.kill()
+        return int(lines.count("waiting") == 2)
+
+    lost: list[psutil.Process] = []
+    address = ClusterConfig(address=head.dashboard_url)
+    assert submit(["wait"], address, working_dir=folder, on_line=lines.append, stop=stop) == 75
+    first, second = (line.removeprefix("job ") for line in lines if line.startswith("job raysubmit"))
+    assert f"submitted again as {second}" in told(head, first, capsys)
+    assert "state lost" in told(head, first, capsys)
+    assert "state stopped" in told(head, second, capsys)
+
+
+def supervises(process: psutil.Process) -> bool:
+    """Whether it looks after a job of this module's head."""
+    if "ray::JobSupervisor" not in " ".join(process.info["cmdline"] or []):
+        return False
+    ancestors = [parent.pid for parent in process.parents()]
+    return os.getpid() in ancestors
+
+
 def test_jobs_are_found_by_part_of_their_id_and_say_what_they_ran(head: Head, folder: Path) -> None:
     run(["0", "first"], head, folder)
     _, lines = run(["2", "second"], head, folder)
@@ -89,10 +146,10 @@ def test_jobs_are_found_by_part_of_their_id_and_say_what_they_ran(head: Head, fo
     newest = list_jobs(client)[0]
     assert f"job {newest.submission_id}" in lines
     assert newest.metadata == {"command": "2 second", "revision": ""}
-    assert find_job(client, (newest.submission_id or "")[-8:]).submission_id == newest.submission_id
+    assert find_job(list_jobs(client), (newest.submission_id or "")[-8:]).submission_id == newest.submission_id
     for wrong, rule in [("raysubmit_", "names one submitted job"), ("no-such-job", "is the id of a submitted job")]:
         with pytest.raises(ConfigError) as caught:
-            find_job(client, wrong)
+            find_job(list_jobs(client), wrong)
         assert caught.value.rule == rule
 
 

@@ -45,7 +45,7 @@ def test_attempts_are_numbered_over_commands(config: RunConfig) -> None:
     (Path(config.run_dir) / ATTEMPTS).write_text('{"attempt": 6, "event": "started"}\n{"attempt": 7, "ev')
     with pytest.raises(DataError):
         supervise(config, f"{RANKS}:user_error")
-    assert records(config) == [(6, "started"), (7, "started"), (7, "error")]
+    assert records(config) == [(6, "started"), (6, "abandoned"), (7, "started"), (7, "error")]
 
 
 def test_a_user_error_is_not_tried_again(config: RunConfig) -> None:

@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,18 @@ def test_a_run_still_going_may_have_torn_files(tmp_path: Path) -> None:
     text = write_report(run).read_text()
     assert "unfinished" in text
     write_report(run)  # again, over the first
+
+
+def test_a_killed_command_is_not_called_running(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    status = {"state": "running", "host": socket.gethostname()}
+    gone = _run(tmp_path / "gone", 2, status__json=json.dumps(status | {"pid": ended.pid}))
+    assert "killed: the same command goes on" in write_report(gone).read_text()
+    for name, other in (("alive", {"pid": os.getpid()}), ("elsewhere", {"pid": ended.pid, "host": "other"})):
+        text = write_report(_run(tmp_path / name, 2, status__json=json.dumps(status | other))).read_text()
+        assert "running" in text
+        assert "killed" not in text
 
 
 @pytest.mark.parametrize("content", [None, "", "not json\n"])
