@@ -109,7 +109,7 @@ def test_a_killed_command_is_not_called_running(tmp_path: Path) -> None:
     for name, other in (("alive", {"pid": os.getpid()}), ("elsewhere", {"pid": ended.pid, "host": "other"})):
         text = write_report(_run(tmp_path / name, 2, status__json=json.dumps(status | other))).read_text()
         assert "running" in text
-        assert "killed" not in text
+        assert "killed: the same" not in text
 
 
 @pytest.mark.parametrize("content", [None, "", "not json\n"])
