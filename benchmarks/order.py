@@ -138,7 +138,7 @@ def flat(chains: Any) -> list[int]:
 def compare_chains(ids: Array, peer: Path | None) -> None:
     """Our chains beside the plain loop's and the public code's."""
     path, ours = timed(lambda: chained(ids))
-    for _ in range(4):
+    for _ in range(9):
         ours = min(ours, timed(lambda: chained(ids))[1])
     chains, slow = timed(lambda: reference_chains(ids))  # pyright: ignore[reportArgumentType]
     equal = path.tolist() == flat(chains)
