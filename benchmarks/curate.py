@@ -3,8 +3,10 @@
     python -m benchmarks.curate --peer VENV/bin/python [--documents 2000] [--corpus FILE.jsonl]
 
 The text is the Python documentation, cut to about the length of web pages, with planted exact and near duplicates (2 %
-of the words left out). Without ``--peer`` only this package is measured. The peer's environment:
-``pip install "datatrove[io,processing]==0.10.1" spacy orjson``.
+of the words left out). fastText's scores are those of a model trained on the spot: here a phase of ``sundog curate``
+with the steps that are always on, from Parquet to columns, there the filter on texts in memory. Without ``--peer`` only
+this package is measured. The peer's environment:
+``pip install "datatrove[io,processing]==0.10.1" spacy orjson fasttext-numpy2-wheel``.
 """
 
 import argparse
@@ -25,7 +27,9 @@ from data.annotators import Documents
 from data.corpora import open_corpus, read_slice
 from data.curate import curate
 from data.documents import Document, read_columns
-from data.stages import serial_units, stage_folders
+from data.preselect.linear import prepare, save_linear
+from data.preselect.scorer import collapse
+from data.stages import Unit, serial_units, stage_folders
 from data.steps import STEPS
 from data.steps.minhash import shingles
 
@@ -34,6 +38,7 @@ MAX_CHARS = 6_000  # of a document: the mean is then about 2.8 kB
 PLANTED = 120  # of each kind
 BATCH = 256
 TIMEOUT_SEC = 3600
+ROUNDING = 1e-5  # that fastText adds to a probability
 
 
 def corpus(documents: int, seed: int = 0) -> list[dict[str, str]]:
@@ -107,6 +112,42 @@ def minhash(path: Path, root: Path, bands: int, hashes: int) -> tuple[float, set
     return seconds, kept, manifest.figures["near_pairs"]
 
 
+def train(rows: list[dict[str, str]], folder: Path) -> Path:
+    """A fastText model as PreSelect's that tells every second document from the others, and its linear form."""
+    import fasttext
+
+    lines = [f"__label__{number % 2} {prepare(row['text'])}\n" for number, row in enumerate(rows)]
+    (folder / "train.txt").write_text("".join(lines))
+    options = {"lr": 0.1, "dim": 100, "epoch": 5, "wordNgrams": 2, "minn": 0, "maxn": 0, "thread": 1, "verbose": 0}
+    model = fasttext.train_supervised(str(folder / "train.txt"), **options)
+    model.save_model(str(folder / "model.bin"))
+    save_linear(collapse(model, 2), folder / "linear")
+    return folder / "model.bin"
+
+
+def fasttext_scores(path: Path, root: Path, scorer: Path) -> tuple[float, dict[str, float]]:
+    """CPU seconds of the phase of a curation that scores; the probability of label 1 by id."""
+    config = RunConfig()
+    config.data.shard_documents = 10**6  # one part
+    config.data.source, config.data.path, config.data.dir = "path", str(path), str(root)
+    config.curation = CurationConfig(1, 0, 0, 0.0, 0.0, 0.0)
+    config.curation.preselect.enabled, config.curation.preselect.scorer = True, str(scorer)
+    seconds: dict[str, float] = {}
+
+    def execute(label: str, function: str, units: list[Unit]) -> list[Unit]:
+        start = time.process_time()
+        results = serial_units(label, function, units)
+        seconds[label] = time.process_time() - start
+        return results
+
+    curate(config, execute)
+    documents, columns = stage_folders(config).documents, stage_folders(config).annotated
+    ids = [read_columns(part, ["id"]).column(0).to_pylist() for part in documents.glob("parts/*.parquet")]
+    odds = [read_columns(part, ["preselect"]).column(0).to_numpy() for part in columns.glob("preselect-*/*.parquet")]
+    assert len(ids) == len(odds) == 1, "the corpus is one part"
+    return seconds["curate: annotate"], dict(zip(ids[0], (1 / (1 + np.exp(-odds[0]))).tolist(), strict=True))
+
+
 def recall(rows: list[dict[str, str]], kept: set[str], kind: str) -> str:
     """Planted pairs of which one went, of those whose similarity makes them duplicates; and how many are none."""
     texts, config = {row["id"]: row["text"] for row in rows}, CurationConfig().minhash
@@ -141,16 +182,23 @@ def main() -> None:
             planted = ", ".join(f"{kind} {recall(rows, kept, kind)}" for kind in ("exact", "near"))
             rate = f"{len(rows) / seconds:>8,.0f} documents per CPU second"
             print(f"MinHash {bands} x {hashes}, whole {rate}; found: {planted}; pairs: {pairs}")
+        model = train(rows, Path(folder))
+        for run in ("cold", "warm"):
+            seconds, scores = fasttext_scores(path, Path(folder) / f"fasttext-{run}", Path(folder))
+            print(f"fastText, {run:<4}         {len(rows) / seconds:>8,.0f} documents per CPU second")
         if not options.peer:
             print(f"datatrove is not measured: --peer PYTHON. {(__doc__ or '').strip().splitlines()[-1]}")
             return
-        command = [options.peer, str(Path(__file__).with_name("datatrove_peer.py")), str(path)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=TIMEOUT_SEC)
+        command = [options.peer, str(Path(__file__).with_name("datatrove_peer.py")), str(path), str(model)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SEC)  # it logs at length
+        assert done.returncode == 0, done.stderr[-3000:]
     peer = json.loads(done.stdout.splitlines()[-1])
     for name, rate in peer["rates"].items():
         print(f"datatrove {name:<13} {rate:>8,.0f} documents per CPU second")
     planted = ", ".join(f"{kind} {recall(rows, set(peer['kept']), kind)}" for kind in ("exact", "near"))
     print(f"datatrove finds {planted}")
+    worst = max(abs(scores[name] + ROUNDING - probability) for name, probability in peer["scores"].items())
+    print(f"fastText: largest difference {worst:.1e} of probability")
     different = [name for name, found in ours.items() if bool(found) != bool(peer["decisions"][name])]
     steps = {step: sum((step in ours[n]) != (step in peer["decisions"][n]) for n in ours) for step in FILTERS}
     print(f"equal decisions: {1 - len(different) / len(ours):.2%} of {len(ours)}; that differ by step: {steps}")

@@ -1,6 +1,7 @@
-"""datatrove's filters and MinHash on a JSONL file, run by benchmarks/curate.py in the environment that holds datatrove.
+"""datatrove's filters, MinHash and fastText filter on a JSONL file, run by benchmarks/curate.py with its Python.
 
-Prints one JSON object: documents per CPU second by task, and by document what the filters decided.
+Prints one JSON object: documents per CPU second by task, and by document what the filters decided and what the model
+at the second path says.
 """
 
 import json
@@ -21,6 +22,7 @@ from datatrove.pipeline.dedup import (  # pyright: ignore[reportMissingImports]
 from datatrove.pipeline.dedup.minhash import MinhashConfig  # pyright: ignore[reportMissingImports]
 from datatrove.pipeline.filters import (  # pyright: ignore[reportMissingImports]
     C4QualityFilter,
+    FastTextClassifierFilter,
     FineWebQualityFilter,
     GopherQualityFilter,
     GopherRepetitionFilter,
@@ -52,6 +54,18 @@ def filters(rows: list[dict[str, str]]) -> tuple[float, dict[str, list[str]]]:
     return time.process_time() - start, decisions
 
 
+def scores(rows: list[dict[str, str]], model: str) -> tuple[float, dict[str, float]]:
+    """CPU seconds of the filter on documents in memory; the probability of label 1 by id."""
+    step = FastTextClassifierFilter(model, keep_labels=("1", 0.5), newline_replacement=" ")
+    step.filter(Document(text="Load the model before the clock starts.", id="warm"))
+    documents = [Document(text=row["text"], id=row["id"]) for row in rows]
+    start = time.process_time()
+    for document in documents:
+        step.filter(document)
+    seconds = time.process_time() - start
+    return seconds, {document.id: document.metadata["__label__1"] for document in documents}
+
+
 def minhash(source: Path, root: Path) -> tuple[float, list[str]]:
     """CPU seconds of the four stages in this process; ids that stay."""
     config = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)
@@ -78,11 +92,12 @@ def main() -> None:
     root = Path(tempfile.mkdtemp())
     try:
         seconds, decisions = filters(rows)
+        scoring, probabilities = scores(rows, sys.argv[2])
         hashing, kept = minhash(source, root)
     finally:
         shutil.rmtree(root)
-    rates = {"filters": len(rows) / seconds, "minhash": len(rows) / hashing}
-    print(json.dumps({"rates": rates, "decisions": decisions, "kept": kept}))
+    rates = {"filters": len(rows) / seconds, "minhash": len(rows) / hashing, "fastText": len(rows) / scoring}
+    print(json.dumps({"rates": rates, "decisions": decisions, "kept": kept, "scores": probabilities}))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ connected component of similar documents the first in corpus order stays.
 4. Components of the edges: memory grows with the near duplicates, not with the corpus.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from data.stages import Unit, record_files, unit
 from data.steps.minhash import band_names, shingles
 
 PAIRS = 200_000  # that one unit compares
+GATHERED = 2**20  # proposed pairs that wait, at least, before equal ones are made one
 REASON = "near_duplicate"
 Ints = npt.NDArray[np.int64]
 
@@ -81,14 +83,26 @@ def _neighbours(numbers: Ints, keys: npt.NDArray[np.uint64]) -> Ints:
     begins = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if keys.size else same
     first = begins[np.searchsorted(begins, same, side="right") - 1]
     pairs = [np.stack([numbers[other], numbers[same]], axis=1) for other in (first, same - 1)]
-    return np.unique(np.concatenate(pairs), axis=0)
+    return distinct_pairs(pairs)
+
+
+def distinct_pairs(proposed: Iterable[Ints]) -> Ints:
+    """The different pairs, ascending. Copies of a page are proposed by every band, so equal ones do not pile up."""
+    codes, waiting = np.zeros(0, np.uint64), [np.zeros(0, np.uint64)]
+    for pairs in proposed:
+        assert not pairs.size or pairs.max() < 2**32, "two document numbers fit in 64 bits"
+        waiting.append(pairs[:, 0].astype(np.uint64) << np.uint64(32) | pairs[:, 1].astype(np.uint64))
+        if sum(map(len, waiting)) > max(GATHERED, len(codes)):
+            codes, waiting = np.unique(np.concatenate([codes, *waiting])), []
+    codes = np.unique(np.concatenate([codes, *waiting]))
+    return np.stack([codes >> np.uint64(32), codes & np.uint64(2**32 - 1)], axis=1).astype(np.int64)
 
 
 @unit
 def pairs_unit(work: Unit) -> Unit:
     """The distinct pairs of all bands, and the documents in them."""
     folder = Path(work["folder"])
-    pairs = np.unique(np.concatenate([np.load(folder / name) for name in work["proposed"]]), axis=0)
+    pairs = distinct_pairs(np.load(folder / name) for name in work["proposed"])
     result = _write(work, "pairs", pairs)
     name = f"near/candidates-{work['key']}.npy"
     write_array(folder / name, np.unique(pairs))

@@ -36,7 +36,7 @@ def chained(neighbours: Array) -> Array:
 
 
 def _nearest(neighbours: Array) -> Array:
-    """What is looked at of the lists, row after row: every step reads a row anywhere, and fewer bytes hold more rows."""
+    """The columns that are looked at: a step reads a row anywhere, and caches hold more of short rows."""
     return np.ascontiguousarray(neighbours[:, :NEAREST], dtype=np.int32)
 
 

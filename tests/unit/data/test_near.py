@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from conf.schema import RunConfig
+from data import near
 from data.curate import curate
 from data.near import _neighbours
 from data.stages import serial_units, stage_folders
@@ -148,3 +149,15 @@ def test_pairs_of_equal_keys() -> None:
     keys = np.array([7, 1, 7, 7, 2], dtype=np.uint64)
     assert _neighbours(numbers, keys).tolist() == [[3, 8], [3, 9], [8, 9]]
     assert _neighbours(numbers[:0], keys[:0]).shape == (0, 2)
+
+
+def test_proposed_pairs_are_made_distinct_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(3)
+    proposed = [draw.integers(0, 40, (count, 2)) for count in (0, 30, 1, 400, 7)]
+    expected = np.unique(np.concatenate(proposed), axis=0)
+    for most in (1, 50, 10_000):
+        monkeypatch.setattr(near, "GATHERED", most)
+        assert np.array_equal(near.distinct_pairs(iter(proposed)), expected)
+    large = np.array([[0, 2**32 - 1], [2**32 - 2, 2**32 - 1]])
+    assert np.array_equal(near.distinct_pairs([large, large]), large)
+    assert near.distinct_pairs([]).shape == (0, 2)
