@@ -9,6 +9,7 @@ so no document goes because of a chain of others.
 
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numba
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from data.documents import read_texts
 from data.manifest import Manifest
+from data.near import distinct_pairs
 from data.neighbours import neighbour_names
 from data.permutation import mix
 from data.shards import write_array
@@ -51,16 +53,20 @@ def find_duplicates(
 @unit
 def propose_unit(work: Unit) -> Unit:
     """Pairs of neighbours that are similar enough to be looked at, int64 ``[pairs, 2]``, each once."""
-    folder, first, pairs = Path(work["folder"]), 0, [np.zeros((0, 2), dtype=np.int64)]
-    for number in range(work["ranges"]):
+    folder = Path(work["folder"])
+    unique = distinct_pairs(_proposed(folder, work["ranges"]))
+    write_array(folder / "pairs.npy", unique)
+    return {"pairs": len(unique), "files": record_files(folder, ["pairs.npy"])}
+
+
+def _proposed(folder: Path, ranges: int) -> Iterator[npt.NDArray[np.int64]]:
+    first = 0
+    for number in range(ranges):
         ids, similarities = (np.load(folder / name, mmap_mode="r") for name in neighbour_names(number))
         rows, columns = np.nonzero((np.asarray(similarities) >= PROPOSE) & (np.asarray(ids) >= 0))
         found = np.stack([rows + first, ids[rows, columns]], axis=1).astype(np.int64)
-        pairs.append(np.sort(found, axis=1))
+        yield np.sort(found, axis=1)
         first += len(ids)
-    unique = np.unique(np.concatenate(pairs), axis=0)
-    write_array(folder / "pairs.npy", unique)
-    return {"pairs": len(unique), "files": record_files(folder, ["pairs.npy"])}
 
 
 @unit
@@ -82,11 +88,18 @@ def sketch_unit(work: Unit) -> Unit:
 @unit
 def decide_unit(work: Unit) -> Unit:
     """Which documents are left out."""
-    folder = Path(work["folder"])
-    stored = [[np.load(folder / name) for name in sketch_names(index)] for index in range(work["parts"])]
-    sketches, table = (np.concatenate([part[side] for part in stored]) for side in (0, 1))
+    folder, names = Path(work["folder"]), [sketch_names(index) for index in range(work["parts"])]
+    tables = [np.load(folder / name) for _, name in names]
+    table, ends = np.concatenate(tables), np.cumsum([len(rows) for rows in tables])
     pairs = np.searchsorted(table[:, 0], np.load(folder / "pairs.npy"))
-    verified = pairs[jaccard(sketches, pairs) >= work["threshold"]]
+    part = np.searchsorted(ends, pairs, side="right")
+    similar, order = np.zeros(len(pairs)), np.lexsort((part[:, 1], part[:, 0]))
+    changes = np.flatnonzero(np.any(np.diff(part[order], axis=0), axis=1)) + 1
+    for mine in np.split(order, changes):  # the sketches of two parts are open at once
+        both = part[mine[0]]
+        left, right = (np.load(folder / names[i][0], mmap_mode="r") for i in both)
+        similar[mine] = jaccard(left, right, pairs[mine] - [ends[i] - len(tables[i]) for i in both])
+    verified = pairs[similar >= work["threshold"]]
     dropped = np.zeros(work["documents"], dtype=bool)
     dropped[table[redundant(verified, table[:, 1]), 0]] = True
     write_array(folder / "duplicates.npy", dropped)
@@ -111,12 +124,12 @@ def sketch(text: str) -> Hashes:
 
 
 @numba.njit(cache=True)
-def jaccard(sketches: Hashes, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def jaccard(ones: Hashes, others: Hashes, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Estimated Jaccard similarity of each pair of rows: the share, of the union's smallest hashes, that both have."""
-    width, end = sketches.shape[1], np.uint64(2**64 - 1)
+    width, end = ones.shape[1], np.uint64(2**64 - 1)
     result = np.zeros(len(pairs))
     for pair in range(len(pairs)):
-        left, right = sketches[pairs[pair, 0]], sketches[pairs[pair, 1]]
+        left, right = ones[pairs[pair, 0]], others[pairs[pair, 1]]
         i, j, both, union = 0, 0, 0, 0
         while union < width:
             a = left[i] if i < width else end
@@ -135,11 +148,20 @@ def jaccard(sketches: Hashes, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.fl
 
 def redundant(pairs: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Who goes: from the longest (then lowest) document on, each one with a near duplicate that is kept."""
-    partners: dict[int, list[int]] = {}
-    for a, b in pairs.tolist():
-        partners.setdefault(a, []).append(b)
-        partners.setdefault(b, []).append(a)
-    dropped: dict[int, bool] = {}
-    for row in sorted(partners, key=lambda x: (-int(lengths[x]), x)):
-        dropped[row] = any(dropped.get(other) is False for other in partners[row])
-    return np.array(sorted(row for row, gone in dropped.items() if gone), dtype=np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    ranks = np.sort(rank[pairs], axis=1)
+    ranks = ranks[np.argsort(ranks[:, 1], kind="stable")]
+    bounds = np.searchsorted(ranks[:, 1], np.arange(len(order) + 1))
+    return np.sort(order[_gone(ranks[:, 0].copy(), bounds)])
+
+
+@numba.njit(cache=True)
+def _gone(earlier: npt.NDArray[np.int64], bounds: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """By rank, whether one of the earlier partners ``earlier[bounds[rank]:bounds[rank + 1]]`` stays."""
+    gone = np.zeros(len(bounds) - 1, dtype=np.bool_)
+    for rank in range(len(gone)):
+        for place in range(bounds[rank], bounds[rank + 1]):
+            gone[rank] |= not gone[earlier[place]]
+    return gone

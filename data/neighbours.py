@@ -94,8 +94,9 @@ def index_kind(kind: str, documents: int) -> str:
 
 def search(vectors: Floats, k: int) -> tuple[Ints, Floats]:
     """Neighbours of every row in memory: ids and similarities ``[rows, k]``; no zero vector is anybody's neighbour."""
-    index = make_index(vectors, index_kind("auto", len(vectors)))
-    return look_up(index, vectors, np.arange(len(vectors)), k)
+    first, group, members = grouped(vectors)
+    index = make_index(vectors[first], index_kind("auto", len(first)))
+    return among_groups(index, vectors, np.arange(len(vectors)), (first, group, members), k)
 
 
 def look_up(index: Any, queries: Floats, own: Ints, k: int) -> tuple[Ints, Floats]:
@@ -152,11 +153,9 @@ def index_unit(work: Unit) -> Unit:
     """Builds the index over distinct vectors; ``groups.npz`` says who shares one."""
     faiss.omp_set_num_threads(1)
     folder, vectors = Path(work["folder"]), load_vectors(work["embedded"], work["parts"])
-    first, group = distinct(vectors)
-    first, place = np.sort(first), np.argsort(np.argsort(first))
-    members = np.argsort(place[group], kind="stable")
+    first, group, members = grouped(vectors)
     with atomic_path(folder / "groups.npz") as temporary, open(temporary, "wb") as file:
-        np.savez(file, first=first, group=place[group], members=members)
+        np.savez(file, first=first, group=group, members=members)
     with atomic_path(folder / "index.faiss") as temporary:
         faiss.write_index(make_index(vectors[first], work["index"]), str(temporary))
     return {"distinct": len(first), "files": record_files(folder, ["groups.npz", "index.faiss"])}
@@ -185,14 +184,33 @@ def search_unit(work: Unit) -> Unit:
     index: Any = faiss.read_index(str(folder / "index.faiss"), flags)
     own = np.arange(work["first"], work["last"])
     vectors = load_vectors(work["embedded"], work["parts"], work["first"], work["last"])
-    found, similarities = look_up(index, vectors, group[own], k)
+    return write_neighbours(work, *among_groups(index, vectors, own, (first, group, members), k))
+
+
+def grouped(vectors: Floats) -> tuple[Ints, Ints, Ints]:
+    """Equal rows as groups: the first row of each, ascending, every row's group, and the rows group by group."""
+    first, group = distinct(vectors)
+    first, place = np.sort(first), np.argsort(np.argsort(first))
+    return first, place[group], np.argsort(place[group], kind="stable")
+
+
+def among_groups(
+    index: Any, queries: Floats, own: Ints, groups: tuple[Ints, Ints, Ints], k: int
+) -> tuple[Ints, Floats]:
+    """Neighbours of the rows ``own``: those that follow in a row's group, then those that the index of firsts finds.
+
+    ``own`` is -1 where the query is no row.
+    """
+    first, group, members = groups
+    found, similarities = look_up(index, queries, np.where(own < 0, MISSING, group[own]), k)
     found = np.where(found < 0, MISSING, first[found])
-    mates = np.where(np.any(vectors, axis=1)[:, None], _mates(own, group, members, k), MISSING)
+    equal = (own >= 0) & np.any(queries, axis=1)
+    mates = np.where(equal[:, None], _mates(np.maximum(own, 0), group, members, k), MISSING)
     ids = np.concatenate([mates, found], axis=1)
     scores = np.concatenate([np.where(mates < 0, 0, 1).astype(np.float32), similarities], axis=1)
     order = np.argsort(ids < 0, axis=1, kind="stable")[:, :k]
     rows = np.arange(len(own))[:, None]
-    return write_neighbours(work, ids[rows, order], scores[rows, order])
+    return ids[rows, order], scores[rows, order]
 
 
 def _mates(own: Ints, group: Ints, members: Ints, k: int) -> Ints:

@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from data.neighbours import MISSING, QUERIES, Floats, Ints, look_up, write_neighbours
+from data.neighbours import MISSING, QUERIES, Floats, Ints, among_groups, grouped, write_neighbours
 from data.shards import write_array
 from data.stages import RunUnits, Stage, Unit, record_files, unit
 from data.vectors import Vectors, load_vectors
@@ -98,11 +98,13 @@ def joined_names(group: int) -> tuple[str, str, str]:
 
 
 def _join(vectors: Vectors, queries: Ints, holds: Ints, k: int) -> tuple[Ints, Ints, Floats]:
-    index: Any = faiss.IndexFlatIP(vectors.maps[0].shape[1])
-    index.add(vectors(holds))
+    held = vectors(holds)
+    groups = grouped(held)
+    index: Any = faiss.IndexFlatIP(held.shape[1])
+    index.add(held[groups[0]])
     place = np.searchsorted(holds, queries)
     own = np.where(holds[np.minimum(place, len(holds) - 1)] == queries, place, MISSING)
-    found, similarities = look_up(index, vectors(queries), own, k)
+    found, similarities = among_groups(index, vectors(queries), own, groups, k)
     return queries, np.where(found < 0, MISSING, holds[found]), similarities
 
 

@@ -68,7 +68,7 @@ def in_context(config: RunConfig, run_units: RunUnits) -> Manifest:
     embedded = embed(config, run_units)
     names = ("kind", "neighbours", "index", "partitions", "near_duplicates")
     settings = {name: getattr(wish, name) for name in names}
-    stage = Stage("order", 2, folders.ordered, settings, embedded, overwrite=config.data.overwrite)
+    stage = Stage("order", 3, folders.ordered, settings, embedded, overwrite=config.data.overwrite)
     documents = embedded.figures["documents"]
     partitions = wish.partitions or (-(-documents // PARTITION) if wish.kind == "matching" else 1)
     if -(-documents // partitions) > MAX_DOCUMENTS:

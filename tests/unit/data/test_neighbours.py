@@ -63,11 +63,13 @@ def test_documents_without_a_vector_are_nobodys_neighbours(tmp_path: Path, kind:
     assert not {*range(0, 200, 10)} & {*ids[1::10].ravel().tolist()}
 
 
-def test_equal_documents_are_indexed_once_and_follow_one_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["ivf", "cells"])
+def test_equal_documents_are_indexed_once_and_follow_one_another(tmp_path: Path, kind: str) -> None:
     vectors = np.concatenate([np.repeat(clustered(1), 3000, axis=0), clustered(300)])
-    ids, isolated = found(tmp_path, vectors, "ivf", 5)
+    ids, isolated = found(tmp_path, vectors, kind, 5)
     assert isolated == 0
     assert ids[0].tolist() == [1, 2, 3, 4, 5]
+    assert np.bincount(ids[:3000].ravel()).max() == 5  # nobody is everybody's neighbour
     assert {*ids[2999].tolist()} <= {*range(3000), 3000}
     first, group = distinct(vectors)
     assert len(first) == 301

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.metrics import adjacent_similarity, compression_gain, jumps, neighbour_share, pair_similarity
+from data.neighbours import search
 from data.orders import ORDERS
 from data.orders.algorithm1 import walk
 from data.orders.fragments import lonely, match, traverse
@@ -81,6 +82,27 @@ def test_no_documents_no_edges_and_one_hub(kind: str) -> None:
     assert sorted(order(Lists([nothing])).tolist()) == [0, 1, 2, 3]
     hub = np.zeros((300, 2), dtype=np.int32), np.ones((300, 2), dtype=np.float32)  # rows of 299: the long way
     assert sorted(order(Lists([hub])).tolist()) == list(range(300))
+
+
+def test_equal_documents_are_joined_in_levels_that_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their fragments have equal means, and lists of the nearest alone would join a few of them in a level."""
+    searched: list[int] = []
+
+    def counted(vectors: Array, k: int) -> tuple[Array, Array]:
+        searched.append(len(vectors))
+        return search(vectors, k)
+
+    monkeypatch.setattr("data.orders.matching.search", counted)
+    for n in (1000, 4000):
+        searched.clear()
+        vectors = np.repeat(np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32), n // 2, axis=0)
+        nearest = np.where(np.arange(n)[:, None] < n // 2, np.arange(10), n // 2 + np.arange(10)).astype(np.int32)
+        lists = Lists([(nearest, np.ones(nearest.shape, dtype=np.float32))])
+        path = ORDERS["matching"](lists, vectors.__getitem__)
+        assert sorted(path.tolist()) == list(range(n))
+        assert np.count_nonzero(np.diff(path >= n // 2)) == 1
+        assert sum(searched) < 2 * n
+        assert len(searched) <= np.log2(n)
 
 
 def clustered(n: int, seed: int = 0) -> tuple[Lists, npt.NDArray[np.float32]]:
