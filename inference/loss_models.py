@@ -7,6 +7,7 @@ in fp32 (fp64 for a model in fp64), results in fp64.
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,13 +20,16 @@ from data.files import read_json
 from data.preselect.ladder import model_files
 from data.tokenize import SETTINGS, load_tokenizer
 from inference.gguf_files import find_gguf, read_with_transformers
+from inference.loss_rows import OnePassRotation, one_pass_norms
 from inference.windows import Window
 from models.attention import local_attention
+from models.block import Block
 from models.hf import load_hf
 from models.hf_config import ARCHITECTURE, CONFIG, NEUTRAL
 
 CHUNK_LOGITS = 2**19  # logits alive at once in our own head: 2 MB stay in the cache
 PACK_LOGITS = 2**27  # logits of one forward pass of a model that gives them all
+SAFE_LOGIT = 60.0  # its exponential, times a vocabulary of e^28, is a number in fp32
 PROBE_TOLERANCE = 1e-4  # bits of a token; above it packed documents see each other, or may: then they are not packed
 Bits = npt.NDArray[np.float64]
 
@@ -74,6 +78,8 @@ class DecoderModel:
 
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         self.model = load_hf(folder, dtype).eval()
+        one_pass_norms(self.model)
+        self.longest = float(self.model.head.weight.detach().double().norm(dim=1).max())  # row of the head
         self.tokenizer = load_tokenizer(folder)
         self.context, self.parameters = self.model.spec.context, self.model.spec.parameters()
         settings: Any = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
@@ -103,12 +109,25 @@ class DecoderModel:
             return out
 
         self.model.set_attention_core(each_alone)
-        hidden_NE = self.model.hidden(tokens, positions)[0, rows]
+        hidden_NE = self._hidden(tokens, positions, rows)
+        most = self.longest * float(hidden_NE.square().sum(1).max().sqrt())  # no logit is larger
         weight_VE = self.model.head.weight
         logits = hidden_NE.new_empty(max(1, CHUNK_LOGITS // weight_VE.shape[0]), weight_VE.shape[0])
         parts = zip(hidden_NE.split(len(logits)), targets.split(len(logits)), strict=True)
-        found = [_token_bits(torch.mm(part, weight_VE.T, out=logits[: len(part)]), labels) for part, labels in parts]
+        found = [
+            _token_bits(torch.mm(part, weight_VE.T, out=logits[: len(part)]), labels, most) for part, labels in parts
+        ]
         return _split(found, windows)
+
+    def _hidden(self, tokens: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        """``Decoder.hidden`` of some places, [N, dim]; what no other place reads is computed for them alone."""
+        batch, x_BSE = self.model.describe(tokens, positions), self.model.embed(tokens)
+        batch = replace(batch, turn=OnePassRotation(batch.turn.cos, batch.turn.sin))
+        for layer in self.model.layers[:-1]:
+            x_BSE = layer(x_BSE, batch)
+        last = self.model.layers[-1]
+        assert isinstance(last, Block)
+        return self.model.norm(last.feed(last.attend(x_BSE, batch)[:, rows], batch))[0]
 
 
 class TransformersModel:
@@ -173,24 +192,28 @@ class TransformersModel:
 
 def _flat(windows: Sequence[Window]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Tokens and positions [1, S] of windows in a row, and the rows and targets [N] of what they score."""
-    tokens: list[int] = []
-    targets: list[int] = []
-    rows: list[Tensor] = []
-    positions = [torch.arange(len(window.tokens) - 1) for window in windows]
-    for window in windows:
-        end = len(tokens) + len(window.tokens) - 1
-        rows.append(torch.arange(end - window.scored, end))
-        tokens += window.tokens[:-1]
-        targets += window.tokens[len(window.tokens) - window.scored :]
-    return torch.tensor([tokens]), torch.cat(positions)[None], torch.cat(rows), torch.tensor(targets)
+    each = [np.array(window.tokens, dtype=np.int64) for window in windows]
+    lengths, scored = np.array([[len(tokens) - 1, w.scored] for tokens, w in zip(each, windows, strict=True)]).T
+    places = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    rows = np.flatnonzero(places >= np.repeat(lengths - scored, lengths))
+    tokens = np.concatenate([tokens[:-1] for tokens in each])
+    targets = np.concatenate([tokens[1:] for tokens in each])[rows]
+    return tuple(torch.from_numpy(x) for x in (tokens[None], places[None], rows, targets))  # pyright: ignore
 
 
-def _token_bits(logits_NV: Tensor, targets: Tensor) -> Tensor:
-    """Bits of each target, fp64; uses up the logits: cross_entropy would write its log-softmax beside them."""
+def _token_bits(logits_NV: Tensor, targets: Tensor, most: float = math.inf) -> Tensor:
+    """Bits of each target, fp64; uses up the logits: cross_entropy would write its log-softmax beside them.
+
+    Where no logit is larger than ``most`` and that is small enough for a sum of exponentials, the largest is not
+    subtracted: two passes less.
+    """
     wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    largest, picked = wide.amax(1, keepdim=True), wide.gather(1, targets[:, None])
-    nats = wide.sub_(largest).exp_().sum(1, keepdim=True).log_() + (largest - picked)
-    return nats[:, 0].double() / math.log(2)
+    picked = wide.gather(1, targets[:, None]).double()
+    if most <= SAFE_LOGIT:
+        return (wide.exp_().sum(1, keepdim=True).double().log_() - picked)[:, 0] / math.log(2)
+    largest = wide.amax(1, keepdim=True)
+    nats = wide.sub_(largest).exp_().sum(1, keepdim=True).double().log_() + (largest.double() - picked)
+    return nats[:, 0] / math.log(2)
 
 
 def _split(parts: Sequence[Tensor], windows: Sequence[Window]) -> list[Bits]:

@@ -47,10 +47,18 @@ class Block(nn.Module):
 
     def forward(self, x_BSE: Tensor, batch: Batch) -> Tensor:
         """[batch, sequence, dim] to the same shape."""
+        return self.feed(self.attend(x_BSE, batch), batch)
+
+    def attend(self, x_BSE: Tensor, batch: Batch) -> Tensor:
+        """The first half."""
         if self.post_norm:
-            x_BSE = x_BSE + self.attention_norm(self._attend(x_BSE, batch))
+            return x_BSE + self.attention_norm(self._attend(x_BSE, batch))
+        return x_BSE + self._attend(self.attention_norm(x_BSE), batch)
+
+    def feed(self, x_BSE: Tensor, batch: Batch) -> Tensor:
+        """The second half, which looks at each token alone."""
+        if self.post_norm:
             return x_BSE + self.mlp_norm(self._feed(x_BSE, batch))
-        x_BSE = x_BSE + self._attend(self.attention_norm(x_BSE), batch)
         return x_BSE + self._feed(self.mlp_norm(x_BSE), batch)
 
     def _attend(self, x_BSE: Tensor, batch: Batch) -> Tensor:

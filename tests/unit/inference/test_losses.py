@@ -17,11 +17,14 @@ from data.files import digest_json, write_atomic
 from data.preselect.ladder import model_digest
 from data.tokenize import load_tokenizer, train_tokenizer
 from inference import losses
-from inference.loss_models import DecoderModel, TransformersModel, load_loss_model
+from inference.loss_models import DecoderModel, TransformersModel, _token_bits, load_loss_model
+from inference.loss_rows import OnePassNorm, OnePassRotation
 from inference.losses import COLUMNS, inspect_unit, losses_unit, resident, score_texts
 from inference.windows import Window, WindowRule, cut, pack, text_key
-from models.decoder import Decoder, ModelSpec
+from models.decoder import Decoder, ModelSpec, RopeSpec
 from models.hf import save_hf
+from models.norm import RMSNorm
+from models.rope import rotation
 from tests.helpers.gguf_writer import write_gguf
 
 WORDS = ["the", "moon", "pulls", "water", "along", "a", "coast", "twice", "every", "day", "while", "bread", "rises"]
@@ -113,6 +116,31 @@ def test_rows_hold_every_window_once_and_keep_their_bound() -> None:
 def test_impossible_windows_are_refused(window: int, stride: int) -> None:
     with pytest.raises(ConfigError):
         WindowRule(window, stride)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norms_and_rotations_in_one_pass(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    tolerance = 2e-6 if dtype == torch.float32 else 1e-12
+    norm = RMSNorm(24, 1e-5).to(dtype)
+    norm.weight.data.normal_()
+    for shape in ((1, 0, 24), (1, 7, 24), (1, 5, 3, 24)):
+        x = torch.randn(shape, dtype=dtype)
+        torch.testing.assert_close(OnePassNorm(norm)(x), norm(x).detach(), rtol=tolerance, atol=tolerance)
+    turn = rotation(torch.arange(9)[None], 12, RopeSpec())
+    x = torch.randn(1, 9, 2, 12, dtype=dtype)
+    one_pass = OnePassRotation(turn.cos, turn.sin).apply(x)
+    torch.testing.assert_close(one_pass, turn.apply(x), rtol=1e-6, atol=1e-6)
+
+
+def test_bits_with_and_without_the_largest_logit() -> None:
+    torch.manual_seed(0)
+    logits, targets = 15 * torch.randn(20, 300), torch.arange(20)
+    expected = -torch.log_softmax(logits.double(), 1).gather(1, targets[:, None])[:, 0] / math.log(2)
+    for most in (60.0, math.inf):
+        torch.testing.assert_close(_token_bits(logits.clone(), targets, most), expected, rtol=0, atol=2e-5)
+    large = 1000 * torch.randn(20, 300)
+    assert _token_bits(large, targets).isfinite().all()
 
 
 def test_a_text_without_tokens_has_no_loss(folder: Path) -> None:
