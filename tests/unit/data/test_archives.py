@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -60,14 +61,34 @@ def test_pages_and_texts_of_archives(tmp_path: Path) -> None:
     assert [item.text for item in read_file(str(wet), wet.name, "auto") if isinstance(item, Document)] == ["naïve"]
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.3, 0.7])
-def test_a_damaged_archive_gives_what_stands_before(keep: float) -> None:
-    pages = [gzip.compress(response(PAGE.format(text("ore", i)), i)) for i in range(6)]
-    whole = b"".join(pages)
-    found = list(read_archive(io.BytesIO(whole[: int(keep * len(whole))]), "cut.warc.gz"))
-    documents = [item for item in found if isinstance(item, Document)]
-    assert len(documents) <= 1 + int(keep * 6)
-    assert documents or isinstance(found[-1], Skip)
+@pytest.mark.parametrize("compressed", [True, False])
+def test_an_archive_that_is_cut_anywhere_gives_what_stands_before_and_says_so(compressed: bool) -> None:
+    pages = [response(PAGE.format(text("ore", i)), i) for i in range(3)]
+    pages = [gzip.compress(page) for page in pages] if compressed else pages
+    whole, ends = b"".join(pages), np.cumsum([len(page) for page in pages])
+    texts = [item.text for item in read_archive(io.BytesIO(whole), "whole.warc") if isinstance(item, Document)]
+    assert len(texts) == 3
+    for cut in range(1, len(whole)):
+        found = list(read_archive(io.BytesIO(whole[:cut]), "cut.warc"))
+        documents = [item for item in found if isinstance(item, Document)]
+        reached = int((ends - (20 if compressed else 4) <= cut).sum())  # checksums and empty lines may be gone
+        assert int((ends <= cut).sum()) <= len(documents) <= reached
+        assert [item.text for item in documents] == texts[: len(documents)]
+        if compressed and cut not in ends:
+            assert isinstance(found[-1], Skip)
+        if not compressed and not (reached and cut <= ends[reached - 1]):
+            assert isinstance(found[-1], Skip)
+
+
+def test_a_damaged_archive_gives_what_stands_before() -> None:
+    whole = bytearray(b"".join(gzip.compress(response(PAGE.format(text("ore", i)), i)) for i in range(6)))
+    middle = len(whole) // 2
+    whole[middle : middle + 40] = bytes(40)
+    *documents, last = read_archive(io.BytesIO(whole), "bad.warc.gz")
+    assert 2 <= len(documents) <= 3
+    assert all(isinstance(item, Document) for item in documents)
+    assert isinstance(last, Skip)
+    assert last.reason == "unreadable_file"
     assert len(list(read_archive(io.BytesIO(b"no archive at all"), "x.warc"))) == 1
 
 
