@@ -6,7 +6,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 from resiliparse.extract.html2text import extract_plain_text
@@ -27,9 +27,10 @@ def read_archive(stream: BinaryIO, name: str) -> Iterator[Document | Skip]:
     Records of other kinds are no documents. A damaged archive gives what stands before the damage, then one skip.
     """
     kinds = WarcRecordType.response | WarcRecordType.conversion
-    count, watched = 0, Watched(stream)
+    count = 0
     with stream:
         try:
+            watched: Any = Watched(stream)  # has all that the library calls
             for record in ArchiveIterator(watched, record_types=kinds, parse_http=True):
                 count += 1
                 if (found := _read(record, name)) is not None:
