@@ -5,6 +5,7 @@ one result for any split of the experts over processes, since an expert always m
 a GPU the same layer is :mod:`fused.triton_grouped`.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -113,7 +114,7 @@ class _Experts(torch.autograd.Function):
         d_x = d_out.new_zeros(ctx.shape)
         d_gates = None if gates is None else torch.empty_like(gates)
         d_flat = [torch.zeros_like(w) if 0 in counts else torch.empty_like(w) for w in flat]
-        d_gate_up, d_product = d_out.new_empty(most, 2 * hidden), d_out.new_empty(most, hidden)
+        d_gated, d_ups, d_products = d_out.new_empty(3, most, hidden)  # apart: halves of one are slower to work on
         d_inputs, d_outputs = d_out.new_empty(2, most, d_out.shape[1])
         for first, part, expert, count in _slices(counts, flat):
             if rows is None or gates is None or d_gates is None or out is None:
@@ -122,15 +123,18 @@ class _Experts(torch.autograd.Function):
                 d_rows = torch.index_select(d_out, 0, rows[part], out=d_outputs[:count])
                 torch.sum(torch.mul(d_rows, out[part], out=d_inputs[:count]), 1, out=d_gates[part])
                 d_rows.mul_(gates[part, None])
-            inputs, (gate, up), active, product = next(kept), next(kept).chunk(2, 1), next(kept), next(kept)
-            d_h = torch.mm(d_rows, flat[first + 1][expert], out=d_product[:count])
+            inputs, gate_up, active, product = itertools.islice(kept, 4)
+            gate, up = gate_up.chunk(2, 1)
+            d_product = torch.mm(d_rows, flat[first + 1][expert], out=d_products[:count])
             torch.mm(d_rows.T, product, out=d_flat[first + 1][expert])
-            d_both = d_gate_up[:count]
-            torch.mul(d_h, active, out=d_both[:, hidden:])
-            torch.ops.aten.silu_backward.grad_input(d_h.mul_(up), gate, grad_input=d_both[:, :hidden])
-            torch.mm(d_both.T, inputs, out=d_flat[first][expert])
-            if rows is None:
-                torch.mm(d_both, flat[first][expert], out=d_x[part])
-            else:
-                d_x.index_add_(0, rows[part], torch.mm(d_both, flat[first][expert], out=d_inputs[:count]))
+            d_up = torch.mul(d_product, active, out=d_ups[:count])
+            d_gate = torch.ops.aten.silu_backward.grad_input(d_product.mul_(up), gate, grad_input=d_gated[:count])
+            gate_weight, up_weight = flat[first][expert].chunk(2)
+            d_gate_weight, d_up_weight = d_flat[first][expert].chunk(2)
+            torch.mm(d_gate.T, inputs, out=d_gate_weight)
+            torch.mm(d_up.T, inputs, out=d_up_weight)
+            d_in = torch.mm(d_gate, gate_weight, out=d_x[part] if rows is None else d_inputs[:count])
+            d_in.addmm_(d_up, up_weight)
+            if rows is not None:
+                d_x.index_add_(0, rows[part], d_in)
         return d_x, None, d_gates, None, None, *d_flat

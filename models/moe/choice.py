@@ -25,13 +25,13 @@ def expert_choice(logits_NE: Tensor, active: float) -> tuple[Tensor, Tensor]:
     tokens, experts = logits_NE.shape
     taken = capacity(tokens, experts, active)
     ranked = logits_NE.detach().masked_fill(logits_NE.isnan(), -torch.inf).T.contiguous()
-    chosen_EN = torch.zeros_like(ranked, dtype=torch.bool)
-    if taken == 0:
-        return chosen_EN.T, ranked.new_full((experts,), -torch.inf)
-    best = ranked.sort(dim=1, descending=True, stable=True)
-    chosen_EN.scatter_(1, best.indices[:, :taken], True)
-    lowest = best.values[:, taken - 1] if taken < tokens else ranked.new_full((experts,), -torch.inf)
-    return chosen_EN.T, lowest
+    if taken in (0, tokens):
+        return torch.full_like(ranked, taken > 0, dtype=torch.bool).T, ranked.new_full((experts,), -torch.inf)
+    lowest_E1 = ranked.topk(taken, dim=1, sorted=False).values.amin(1, keepdim=True)
+    above_EN, equal_EN = ranked > lowest_E1, ranked == lowest_E1
+    left_E1 = taken - above_EN.sum(1, keepdim=True)
+    chosen_EN = above_EN | (equal_EN & (equal_EN.cumsum(1) <= left_E1))
+    return chosen_EN.T, lowest_E1[:, 0]
 
 
 def token_choice(logits_NE: Tensor, bias_E: Tensor, allowed_NE: Tensor, active: int) -> Tensor:
