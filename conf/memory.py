@@ -59,8 +59,9 @@ def _kept(model: ModelConfig, bf16: bool, recompute: str) -> _Kept:
 def memory_per_rank(config: RunConfig, vocab_size: int) -> Memory:
     """Predict the peak of tensor memory of one rank, in bytes.
 
-    It is the largest of five moments: the loss (which forms its own gradients with the logits of a chunk), its backward
-    pass, the backward pass of the last and of the first block, and the embedding's gradient beside all others.
+    It is the largest of six moments: the loss (which forms its own gradients with the logits of a chunk), its backward
+    pass, the backward pass of the last and of the first block, the embedding's gradient beside all others, and the
+    exchange of gradients where that comes at the end.
     """
     mesh, model, trainer = mesh_sizes(config), config.model, config.trainer
     bf16 = trainer.precision == "bf16"
@@ -69,7 +70,9 @@ def memory_per_rank(config: RunConfig, vocab_size: int) -> Memory:
     parameters, table = parameter_count(model, vocab_size), vocab_size * model.dim
     layer = (parameters - table * (1 if model.tie_embeddings else 2) - model.dim) // model.layers
     lies = _spread(config, parameters, layer, table)
-    accumulated = lies.accumulated if trainer.batch // mesh.dp > micro_batch(config) else 0
+    again = trainer.batch // mesh.dp > micro_batch(config)  # gradients of earlier micro batches are there
+    kept_bucket = lies.bucket if again and config.sharding.kind == "zero1" else 0
+    accumulated = lies.accumulated if again else 0
 
     hidden = 4 * tokens * model.dim
     rows = logit_rows(vocab_size, cpu=config.cluster.gpus_per_rank == 0)
@@ -78,15 +81,18 @@ def memory_per_rank(config: RunConfig, vocab_size: int) -> Memory:
     casts = 2 * model.layers * layer if bf16 and config.sharding.kind not in FSDP else 0
     loss = (6 * logits + 2 * hidden + 10 * table) if bf16 else (4 * logits + hidden + 4 * table)
     through = tokens * (kept.again + kept.work)
+    forward, backward = lies.gathered, lies.gathered + lies.prefetched
+    own = lies.bucket + accumulated + 4 * table
     moments = [
-        (accumulated, all_kept + casts + loss),
-        (accumulated, all_kept + casts + 2 * (hidden + 4 * table)),
-        (lies.bucket + max(accumulated, 4 * table), all_kept - 3 * hidden + through),
-        (lies.bucket + max(lies.gradients + lies.whole - 4 * layer, 4 * table), tokens * kept.forward + through),
-        (lies.bucket + lies.gradients + lies.whole, 4 * table + hidden),
+        (kept_bucket + accumulated, all_kept + casts + loss + forward),
+        (kept_bucket + accumulated, all_kept + casts + 2 * (hidden + 4 * table) + forward),
+        (own, all_kept - 3 * hidden + through + backward),
+        (max(lies.before, own), tokens * kept.forward + through + backward),
+        (max(lies.end, lies.bucket + accumulated), 4 * table + hidden + backward),
+        (lies.exchange, lies.gathered),
     ]
     gradients, activations = max(moments, key=sum)
-    return Memory(lies.always + gradients, activations + lies.gathered, ring_buffer_bytes(config))
+    return Memory(lies.always + gradients, activations, ring_buffer_bytes(config))
 
 
 @dataclass(frozen=True)
@@ -94,28 +100,42 @@ class _Spread:
     """Bytes of what sharding spreads, or holds beside it."""
 
     always: int  # weights and moments, and gradients that are never given back
-    gradients: int  # at the end of the backward pass
+    before: int  # gradients of all that comes before the first block in the backward pass
+    end: int  # all gradients but the embedding's own
     accumulated: int  # between micro batches
     bucket: int = 0  # in the backward pass, for the exchange
     gathered: int = 0  # weights that are whole for a while
-    whole: int = 0  # gradients of the tables that are not spread yet
+    prefetched: int = 0  # of the next block, in the backward pass
+    exchange: int = 0  # of gradients, all at once after the backward pass
 
 
 def _spread(config: RunConfig, parameters: int, layer: int, table: int) -> _Spread:
-    """ddp on several ranks keeps its gradients in buckets. FSDP2 gathers the tables and two blocks. ZeRO keeps an fp32
-    copy of a rank's part of the weights and exchanges gradients through a bucket as large as the model; stage 3
-    keeps the bucket and its part of the gradients, and gathers up to ``ZERO_LIVE`` numbers."""
+    """ddp on several ranks keeps its gradients in buckets, those of earlier micro batches beside them.
+
+    FSDP2 gathers the tables and a block, and in the backward pass the next one; a block's gradients are whole until the
+    next one's are, the table's until the end.
+
+    ZeRO keeps an fp32 copy of a rank's part of the weights and collects gradients in a bucket as large as the model,
+    which is exchanged when all are there: as one flat copy of it, of which gloo makes another to scatter it (stage 3).
+    Stage 1 also keeps what autograd gave it until then; stage 3 keeps the bucket and its part of the gradients between
+    steps, and gathers up to ``ZERO_LIVE`` numbers.
+    """
     mesh, kind = mesh_sizes(config), config.sharding.kind
-    tables = table * (1 if config.model.tie_embeddings else 2)
+    tables, whole = 4 * table * (1 if config.model.tie_embeddings else 2), 4 * parameters
+    if kind == "ddp" and mesh.ranks == 1:
+        return _Spread(3 * whole, whole - 4 * layer, whole, whole)
     if kind == "ddp":
-        if mesh.ranks == 1:
-            return _Spread(12 * parameters, 4 * parameters, 4 * parameters)
-        return _Spread(16 * parameters, 4 * table, 0)
+        return _Spread(4 * whole, 4 * table, 4 * table, whole)
     if kind in FSDP:
-        part = parameters // (mesh.dp_shard * mesh.cp)
-        exchanged = 8 * layer + 4 * layer // (mesh.dp_shard * mesh.cp)  # a block's gradients, whole twice, and the part
-        return _Spread(12 * part, 4 * part, 4 * parameters, exchanged, 4 * (tables + 2 * layer), 4 * table)
-    part, bucket = parameters // mesh.ranks, 4 * min(parameters, ZERO_BUCKET)
+        ranks = mesh.dp_shard * mesh.cp
+        exchanged = 4 * layer + 4 * table
+        before = exchanged + (whole - 4 * table - 8 * layer) // ranks
+        end = exchanged + (whole - 4 * table) // ranks
+        return _Spread(3 * whole // ranks, before, end, whole, 0, tables + 4 * layer, 4 * layer)
+    part, bucket = whole // mesh.ranks, min(whole, 4 * ZERO_BUCKET)
     if kind == "zero3":
-        return _Spread(20 * part + bucket, 0, 0, 4 * part, 4 * min(parameters, ZERO_LIVE), 4 * table)
-    return _Spread(4 * parameters + 12 * part, 4 * part, 4 * part, bucket, 0, 4 * table)
+        flat = bucket * (2 if config.cluster.gpus_per_rank == 0 else 1)
+        own = part + 4 * table
+        return _Spread(5 * part + bucket, own, own, 0, part, min(whole, 4 * ZERO_LIVE), exchange=flat)
+    before, accumulated = (whole - 4 * layer, whole) if kind == "zero1" else (4 * table, part)
+    return _Spread(whole + 3 * part, bucket + before, bucket + before, accumulated, bucket, exchange=2 * bucket)
