@@ -23,6 +23,20 @@ class SundogLauncherConf:
 ConfigStore.instance().store(group="hydra/launcher", name="sundog", node=SundogLauncherConf, provider="sundog")
 
 
+class Return(JobReturn):
+    """One whose failure is raised without a word: who runs the batch tells of it."""
+
+    @property
+    def return_value(self) -> Any:
+        if self.status is JobStatus.FAILED:
+            raise self._return_value
+        return self._return_value
+
+    @return_value.setter
+    def return_value(self, value: Any) -> None:
+        self._return_value = value
+
+
 class SundogLauncher(Launcher):
     """Hands every batch to the task function. A failed job is a failed ``JobReturn``: the others run all the same."""
 
@@ -32,7 +46,7 @@ class SundogLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         returns = []
         for overrides, outcome in zip(job_overrides, self._sweep.batch(job_overrides), strict=True):
-            done = JobReturn(overrides=overrides)
+            done = Return(overrides=overrides)
             failed = isinstance(outcome, Exception)
             done.status = JobStatus.FAILED if failed else JobStatus.COMPLETED
             done.return_value = outcome

@@ -1,7 +1,6 @@
-"""What a cluster has for the jobs of a sweep: each gets its own CPUs and GPUs, in the order in which they ask."""
+"""What a cluster has for the jobs of a sweep: each gets its own CPUs and GPUs, the first that fits first."""
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ class Room:
     def __init__(self, cpus: float, gpus: float, most: int = 0) -> None:
         self.cpus, self.gpus, self.most = cpus, gpus, most
         self._lent: list[Need] = []
-        self._queue: deque[object] = deque()
+        self._queue: list[tuple[object, Need]] = []
         self._changed = threading.Condition()
 
     def need(self, cluster: ClusterConfig) -> Need:
@@ -48,11 +47,11 @@ class Room:
 
     @contextmanager
     def lend(self, need: Need, stop: Callable[[], bool]) -> Iterator[bool]:
-        """Wait for one's turn and for the room; False: ``stop()`` came first, and nothing is lent."""
-        ticket = object()
+        """Wait until this is the first of those that wait which fits; False: ``stop()`` came first, nothing is lent."""
+        ticket = (object(), need)
         with self._changed:
             self._queue.append(ticket)
-            while not (self._queue[0] is ticket and self._fits(need)) and not stop():
+            while self._next() is not ticket and not stop():
                 self._changed.wait(LOOK_SEC)
             lent = not stop()
             self._queue.remove(ticket)
@@ -66,6 +65,9 @@ class Room:
                 if lent:
                     self._lent.remove(need)
                 self._changed.notify_all()
+
+    def _next(self) -> tuple[object, Need] | None:
+        return next((waiting for waiting in self._queue if self._fits(waiting[1])), None)
 
     def _fits(self, need: Need) -> bool:
         cpus = need.cpus + sum(other.cpus for other in self._lent)

@@ -14,7 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from conf.errors import EXIT_BUG, EXIT_DONE, EXIT_STOPPED, ConfigError, SundogError
+from conf.errors import (
+    EXIT_BUG,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    EXIT_TERMINATED,
+    ConfigError,
+    SundogError,
+)
 from conf.rules import nearest
 from conf.schema import RunConfig
 from data.files import read_json, write_atomic
@@ -27,6 +35,9 @@ from trainers.metrics import METRICS, MINIMIZE, NEITHER
 
 RESULTS, LOG = "sweep.json", "job.log"
 POLL_SEC = 1.0
+ERROR = re.compile(r"\w+ error: ")  # how a log tells of one, with a rule and a fix in the next lines
+MESSAGE_LENGTH = 200
+SIGNALLED = (EXIT_INTERRUPTED, EXIT_TERMINATED)  # of a job that a stop reached before it could checkpoint
 MAX_THREADS = 256  # one a job that runs or waits for its turn
 RIVALS = 2  # other jobs with a value at the same step, at least, before a loser is stopped
 Run = Callable[[list[str], Path, Callable[[], int]], int]  # arguments, log file, stop requests -> exit code
@@ -117,8 +128,9 @@ class Sweep:
         job.state, start = "running", time.monotonic()
         job.exit_code = self._run(job.arguments, Path(job.run_dir) / LOG, lambda: self._wants_stop(job))
         if job.state == "running":
-            job.state = {EXIT_DONE: "done", EXIT_STOPPED: "stopped"}.get(job.exit_code, "failed")
-            job.message = _last_line(Path(job.run_dir) / LOG) if job.state == "failed" else ""
+            stopped = job.exit_code == EXIT_STOPPED or (job.exit_code in SIGNALLED and self._stop())
+            job.state = "done" if job.exit_code == EXIT_DONE else "stopped" if stopped else "failed"
+            job.message = _reason(Path(job.run_dir) / LOG) if job.state == "failed" else ""
         job.seconds = time.monotonic() - start
 
     def _finished(self, job: Job) -> bool:
@@ -172,9 +184,14 @@ class Sweep:
         return JobFailed(f"{job.label}: {job.state} {job.message}")
 
 
-def _last_line(log: Path) -> str:
+def _reason(log: Path) -> str:
+    """Why a job failed, from its log: the head of the last error that was told, and its fix; else the last line."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
-    return lines[-1][:200] if lines else "it said nothing"
+    heads = [number for number, line in enumerate(lines) if ERROR.match(line)]
+    if not heads:
+        return lines[-1][:MESSAGE_LENGTH] if lines else "it said nothing"
+    told = [lines[heads[-1]], *(line.strip() for line in lines[heads[-1] + 1 :][:2])]
+    return "; ".join(told)[:MESSAGE_LENGTH]
 
 
 def goal(metric: str) -> str:

@@ -1,5 +1,6 @@
 """Several runs side by side: their curves in one picture, their results and what differs between them in one table."""
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ CURVES = {"eval/loss": "Held-out loss", "train/loss": "Training loss", "throughp
 # Differ without meaning.
 IDENTITY = ("name", "run_dir", "tracker.", "export.", "serve.", "generate.", "evaluate.", "sweep.")
 LEGEND_RUNS = 10
+SWEEP_FILE = "sweep.json"  # of `sundog sweep`
+WIDE = 10  # from the smallest value to the largest: drawn on a logarithmic axis
 
 
 def curves(runs: Sequence[RunFolder], metric: str, title: str) -> Figure | None:
@@ -32,6 +35,46 @@ def curves(runs: Sequence[RunFolder], metric: str, title: str) -> Figure | None:
     if len(found) <= LEGEND_RUNS:
         plots.legend(axes)
     return figure
+
+
+def results(rows: Sequence[tuple[float, float]], key: str) -> Figure | None:
+    """The held-out loss that each run ended with, over a number in which they differ; the best one is marked."""
+    if len({value for value, _ in rows}) < 2:
+        return None
+    figure, axes = plots.new_axes(f"Held-out loss by {key}", "eval/loss")
+    values, losses = [value for value, _ in rows], [loss for _, loss in rows]
+    axes.plot(values, losses, "o", color="C0", markersize=5, label="a run")
+    best = min(rows, key=lambda row: row[1])
+    axes.plot(*best, "o", color="C3", markersize=7, label=f"best: {best[0]:g}")
+    if min(values) > 0 and max(values) >= WIDE * min(values):
+        axes.set_xscale("log")
+    axes.set_xlabel(key, fontsize=9)
+    plots.legend(axes)
+    return figure
+
+
+def _by_key(runs: Sequence[RunFolder], last: Sequence[float | None], keys: Sequence[str]) -> dict[str, Figure | None]:
+    """A picture for every key whose values are numbers."""
+    figures = {}
+    configs = [dict(page.flat(run.config)) for run in runs]
+    for key in (key for key in keys if key != "seed"):
+        pairs = [(config.get(key), loss) for config, loss in zip(configs, last, strict=True)]
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value, _ in pairs):
+            figures[f"by {key}"] = results(
+                [(float(value or 0), loss) for value, loss in pairs if loss is not None], key
+            )
+    return figures
+
+
+def _not_done(folder: Path) -> str:
+    """The jobs of a sweep that did not come to their end, and why, as a table."""
+    try:
+        jobs = json.loads((folder / SWEEP_FILE).read_text())["jobs"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    rows = [(job["label"], job["state"], f"{job['step']}/{job['steps']}", job["message"]) for job in jobs]
+    rows = [row for row in rows if row[1] != "done"]
+    return page.table(rows, ("job", "state", "step", "why")) if rows else ""
 
 
 def differing(runs: Sequence[RunFolder]) -> list[str]:
@@ -62,12 +105,14 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
     compared = efficiency.collect([(run.config, run.metrics) for run in runs]) if alike else []
     kinds = compared[0].losses if compared else ()
     pictures = {f"loss_over_flops_{kind}": page.png(efficiency.picture(compared, kind)) for kind in kinds}
+    figures |= _by_key(runs, last, keys)
     pictures |= {name.replace("/", "_"): page.png(figure) for name, figure in figures.items() if figure is not None}
     for name, content in pictures.items():
         write_atomic(folder / FOLDER / f"{name}.png", content)
     subtitle = f"{len(runs)} runs, best held-out loss first; written {time.strftime('%Y-%m-%d %H:%M:%S')}"
     told = page.sections(efficiency.tables(compared)) if compared else ""
-    body = told + page.table(rows, head) + page.pictures(pictures)
+    apart = page.sections([("Not done", _not_done(folder))])
+    body = told + page.table(rows, head) + apart + page.pictures(pictures)
     write_atomic(folder / FOLDER / PAGE, page.page(folder.name, subtitle, body))
     return folder / FOLDER / PAGE
 

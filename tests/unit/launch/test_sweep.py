@@ -2,12 +2,13 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from conf.errors import EXIT_DONE, EXIT_RESOURCES, EXIT_STOPPED, ConfigError, ResourceError
+from conf.errors import EXIT_DONE, EXIT_RESOURCES, EXIT_STOPPED, EXIT_TERMINATED, ConfigError, ResourceError
 from launch.multirun import OPTUNA, load_sweep, multirun
 from launch.preflight import dump, load_config
 from launch.room import Need, Room
@@ -20,9 +21,9 @@ COMPOSING = threading.Lock()  # Hydra composes in one thread at a time; a real j
 class Runs:
     """Stands in for Ray: a job's losses follow from its learning rate; it obeys stop requests between steps."""
 
-    def __init__(self, failing: float | None = None) -> None:
+    def __init__(self, failing: float | None = None, refused: float | None = None) -> None:
         self.started: list[float] = []
-        self.failing = failing
+        self.failing, self.refused = failing, refused
 
     def __call__(self, arguments: list[str], log: Path, stop: Callable[[], int]) -> int:
         with COMPOSING:
@@ -33,6 +34,9 @@ class Runs:
         if rate == self.failing:
             log.write_text("loading\nout of memory\n")
             return 3
+        if rate == self.refused:
+            log.write_text("loading\ndata error: x\n  rule: y\n  fix:  z\nbye\n")
+            return 2
         (run_dir / "config.yaml").write_text(dump(config))
         with (run_dir / "metrics.jsonl").open("w") as file:
             for step in range(1, STEPS + 1):
@@ -191,6 +195,46 @@ def test_each_job_gets_its_own_resources(tmp_path: Path, order: str) -> None:
     found = sweep(tmp_path, [f"cluster.ranks={order}", "trainer.lr=0.01,0.02"], run)
     assert {job.exit_code for job in found.jobs} == {EXIT_DONE}
     assert run.most == 2
+
+
+def test_a_failure_is_told_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = sweep(tmp_path, ["trainer.lr=0.01,0.02"], Runs(refused=0.01))
+    assert [(job.state, job.message) for job in found.jobs] == [
+        ("failed", "data error: x; rule: y; fix:  z"),
+        ("done", ""),
+    ]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_job_that_a_stop_reached_before_its_first_step_is_stopped(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def run(arguments: list[str], log: Path, stop: Callable[[], int]) -> int:
+        asked.append(stop())
+        return EXIT_TERMINATED
+
+    found = sweep(tmp_path, ["trainer.lr=0.01,0.02"], run, stop=lambda: len(asked) > 0)
+    assert {job.state for job in found.jobs} == {"stopped"}
+    killed = sweep(tmp_path, ["trainer.lr=0.01", "sweep.variants=['seed=1']"], lambda *_: EXIT_TERMINATED)
+    assert {job.state for job in killed.jobs} == {"failed"}
+
+
+def test_small_jobs_pass_one_that_does_not_fit() -> None:
+    room = Room(2, 0)
+
+    def hold_all() -> None:
+        with room.lend(Need(2, 0), lambda: False):
+            pass
+
+    large = threading.Thread(target=hold_all)
+    with room.lend(Need(1, 0), lambda: False):
+        large.start()
+        while not room._queue:
+            time.sleep(0.01)
+        with room.lend(Need(1, 0), lambda: False) as lent:
+            assert lent
+    large.join(60)
+    assert not large.is_alive()
 
 
 def test_a_job_that_never_fits_fails_apart(tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""The page of a sweep: what each value came to, and which jobs did not come to their end."""
+
+import json
+from pathlib import Path
+
+from data.files import canonical_json, write_atomic
+from trainers.comparison import results, write_comparison
+
+
+def write_run(folder: Path, rate: float, seed: int) -> Path:
+    records = [{"step": step, "train/loss": 2.0, "eval/loss": rate + step} for step in (1, 2)]
+    write_atomic(folder / "metrics.jsonl", "".join(canonical_json(record) + "\n" for record in records))
+    config = {"trainer": {"lr": rate}, "model": {"norm": f"kind {seed}"}, "seed": seed}
+    write_atomic(folder / "config.yaml", canonical_json(config))
+    return folder
+
+
+def test_a_sweep_has_a_picture_of_every_number_and_a_table_of_what_failed(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"lr={rate}", rate, seed) for seed, rate in enumerate((0.001, 0.1))]
+    jobs = [
+        {"label": "lr=0.001", "state": "done", "step": 2, "steps": 2, "message": ""},
+        {"label": "lr=5", "state": "failed", "step": 1, "steps": 2, "message": "data error: <nowhere>"},
+    ]
+    (tmp_path / "sweep.json").write_text(json.dumps({"jobs": jobs}))
+    text = write_comparison(runs, tmp_path).read_text()
+    assert "Not done" in text
+    assert "data error: &lt;nowhere&gt;" in text
+    pictures = {path.name for path in (tmp_path / "report").glob("*.png")}
+    assert "by trainer.lr.png" in pictures
+    assert not {"by seed.png", "by model.norm.png"} & pictures
+    assert "Not done" not in write_comparison(runs, tmp_path / "elsewhere").read_text()
+
+
+def test_results_are_drawn_over_numbers_that_differ() -> None:
+    assert results([(1.0, 2.0), (1.0, 3.0)], "key") is None
+    for pairs, scale in (([(0.1, 2.0), (10.0, 1.0)], "log"), ([(0.0, 2.0), (10.0, 1.0)], "linear")):
+        figure = results(pairs, "key")
+        assert figure is not None
+        assert figure.axes[0].get_xscale() == scale
