@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import requests
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from cluster.connection import check_address, split_address
@@ -11,7 +12,7 @@ from conf.errors import ConfigError, ResourceError
 from conf.rules import nearest
 
 ANSWER_SEC = 30.0  # for one answer; the server may be busy with another's upload
-LOUD = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")  # uploads, closed sockets
+LOUD = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env")
 
 
 class JobClient(JobSubmissionClient):
@@ -23,6 +24,10 @@ class JobClient(JobSubmissionClient):
         except requests.RequestException as error:
             silent = f"is silent for {ANSWER_SEC:g} s" if isinstance(error, requests.Timeout) else "does not answer"
             raise self._error(f"the job server there {silent}") from error
+        except AuthenticationError as error:
+            reason = str(error).strip().splitlines()[0]
+            fix = "export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) as the head has them"
+            raise ResourceError("cluster.address", self.get_address(), reason[:300], fix) from error
         if answer.status_code >= requests.codes.internal_server_error:
             reason = next(iter(answer.text.strip().splitlines()[-1:]), "no reason given")
             raise self._error(f"the job server there failed ({answer.status_code}): {reason[:300]}")
@@ -39,7 +44,7 @@ def connect_jobs(address: str) -> JobClient:
     Raises:
         ResourceError: nothing answers there, or not to this client.
     """
-    for name in LOUD:
+    for name in LOUD:  # which files are uploaded, which sockets close
         logging.getLogger(name).setLevel(logging.ERROR)
     if not address.startswith(("http://", "https://")):
         check_address(address)
@@ -47,8 +52,8 @@ def connect_jobs(address: str) -> JobClient:
         split_address(address)
     try:
         return JobClient(address)
-    except (RuntimeError, OSError, ValueError, ResourceError) as error:
-        reason = (error.rule if isinstance(error, ResourceError) else str(error).strip()).splitlines()
+    except (RuntimeError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()
         raise ResourceError(
             "cluster.address",
             address,

@@ -77,7 +77,7 @@ h1 { margin: 0; } h2 { margin: 2rem 0 .5rem; font-size: 1.1rem; } .muted { color
 .tiles { display: flex; flex-wrap: wrap; gap: .6rem; margin-bottom: 1rem; }
 .tile { border: 1px solid #e3e6ea; border-radius: 8px; padding: .5rem .9rem; }
 .tile small { display: block; color: #6b7280; } .tile b { font-size: 1.1rem; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: 1rem;
+.pictures { margin-top: 1rem; display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: 1rem;
   align-items: start; }
 .pictures img { width: 100%; border: 1px solid #e3e6ea; border-radius: 8px; }
 table { border-collapse: collapse; font-size: .85rem; max-width: 100%; } th, td { text-align: left; vertical-align: top;

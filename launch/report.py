@@ -15,6 +15,20 @@ def _folder(argument: str) -> Path:
     return folder
 
 
+def _runs(folder: Path) -> list[Path]:
+    """The runs of a sweep, or the run itself.
+
+    Raises:
+        ConfigError: no job of the sweep has done a step.
+    """
+    if not (folder / SWEEP).exists():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob(f"*/{METRICS}"))
+    if not found:
+        raise ConfigError("RUN", folder, "a job of the sweep has done a step", f"the log of a job: {folder}/*/job.log")
+    return found
+
+
 def main(name: str, arguments: list[str]) -> int:
     if not arguments or any(argument.startswith("-") for argument in arguments):
         raise ConfigError("RUN", " ".join(arguments), "run folders or run names", "sundog report runs/NAME")
@@ -25,9 +39,9 @@ def main(name: str, arguments: list[str]) -> int:
     from trainers.report import write_report
 
     if len(folders) > 1:
-        page = write_comparison(folders, Path("runs") / "comparison")
+        page = write_comparison([run for folder in folders for run in _runs(folder)], Path("runs") / "comparison")
     elif (folders[0] / SWEEP).exists():
-        page = write_comparison(sorted(path.parent for path in folders[0].glob(f"*/{METRICS}")), folders[0])
+        page = write_comparison(_runs(folders[0]), folders[0])
     else:
         page = write_report(folders[0])
     print(f"report: {page}")

@@ -98,7 +98,7 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
         config, final = dict(page.flat(run.config)), run.metrics[-1]
         state = str(run.status.get("state", ""))
         results = (number(last[index]), number(final.get("train/loss")), short_number(final.get("train/tokens") or 0))
-        rows.append((run.path.name, state, final["step"], *results, *(config.get(key, "") for key in keys)))
+        rows.append((run.path.name, state, final["step"], *results, *(_short(config.get(key, "")) for key in keys)))
     head = ("run", "state", "step", "held-out loss", "training loss", "tokens", *keys)
     figures = {name: curves(runs, name, title) for name, title in CURVES.items()}
     alike = all(key == "seed" or key.startswith("model.") for key in keys)  # else other settings pass for seeds
@@ -115,6 +115,11 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
     body = told + page.table(rows, head) + apart + page.pictures(pictures)
     write_atomic(folder / FOLDER / PAGE, page.page(folder.name, subtitle, body))
     return folder / FOLDER / PAGE
+
+
+def _short(value: object) -> object:
+    """A searched number in as many digits as a person compares."""
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _last(run: RunFolder, metric: str) -> float | None:

@@ -1,5 +1,6 @@
 """A job followed over a bad connection, and clients of a server that is silent: they end, and lose nothing."""
 
+import http.server
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -89,3 +90,24 @@ def test_a_mute_server_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(job_client, "ANSWER_SEC", 0.2)
     with pytest.raises(ResourceError, match="is silent for"):
         connect_jobs(mute)
+
+
+def test_a_wrong_token_is_refused_in_words() -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), Forbidding) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ResourceError, match="Invalid authentication token") as caught:
+            connect_jobs(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert "RAY_AUTH_TOKEN" in caught.value.fix
+
+
+class Forbidding(http.server.BaseHTTPRequestHandler):
+    """Answers as a Ray head does to another token."""
+
+    def do_GET(self) -> None:
+        self.send_response(403)
+        self.end_headers()
+        self.wfile.write(b"Forbidden: Invalid authentication token")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass

@@ -3,7 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from conf.errors import ConfigError
 from data.files import canonical_json, write_atomic
+from launch.report import main as report
 from trainers.comparison import results, write_comparison
 
 
@@ -29,6 +33,21 @@ def test_a_sweep_has_a_picture_of_every_number_and_a_table_of_what_failed(tmp_pa
     assert "by trainer.lr.png" in pictures
     assert not {"by seed.png", "by model.norm.png"} & pictures
     assert "Not done" not in write_comparison(runs, tmp_path / "elsewhere").read_text()
+
+
+def test_sweeps_are_compared_by_their_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, rate in (("one", 0.001), ("two", 0.1)):
+        write_run(tmp_path / "runs" / name / f"lr={rate}", rate, 0)
+        (tmp_path / "runs" / name / "sweep.json").write_text('{"jobs": []}')
+    assert report("report", ["one", "two"]) == 0
+    text = (tmp_path / "runs" / "comparison" / "report" / "index.html").read_text()
+    assert "lr=0.001" in text
+    assert "lr=0.1" in text
+    (tmp_path / "runs" / "none").mkdir()
+    (tmp_path / "runs" / "none" / "sweep.json").write_text('{"jobs": []}')
+    with pytest.raises(ConfigError, match="has done a step"):
+        report("report", ["none"])
 
 
 def test_results_are_drawn_over_numbers_that_differ() -> None:
