@@ -5,8 +5,8 @@ probed at most), built once and mapped by every worker. ``hnsw`` (Malkov & Yashu
 are many and dimensions few. ``cells`` is for many nodes: ``data.neighbours_cells``.
 
 Documents without a vector (all zeros: no known word, or what was not a number) have no neighbours and are nobody's. Of
-documents with the same vector only one is indexed, so that a million equal documents cost what one does: each of them
-gets those that follow it in its group, then the neighbours of the one.
+documents with the same vector, or nearly so, only one is indexed, so that a million copies of a page cost what one does
+and fill no cell: each of them gets those that follow it in its group, then the neighbours of the one.
 """
 
 from pathlib import Path
@@ -27,6 +27,7 @@ FETCH = 1024  # candidates at most; ties beyond are broken as the index gives th
 DECIMALS = 6  # of a similarity: float32 sums that differ in their last bits only are equal
 EXACT = 20_000  # documents, at most, that are searched exactly
 QUERIES = 16_384  # documents whose neighbours one unit finds
+GRAIN = 1024  # vectors that agree to 1 / GRAIN in every dimension are one: their cosine is 1 - dims / 2^21 at least
 PROBES = 16  # cells that a query looks into
 TRAIN = 64  # vectors a cell that centroids are trained on
 Floats = npt.NDArray[np.float32]
@@ -162,12 +163,12 @@ def index_unit(work: Unit) -> Unit:
 
 
 def distinct(vectors: Floats) -> tuple[Ints, Ints]:
-    """Of rows with equal bits the first, and every row's group; by two 64-bit sums of products, mod 2^64."""
-    bits = np.ascontiguousarray(vectors).view(np.uint32)
-    odd = np.random.default_rng(0).integers(1, 2**63, (2, bits.shape[1]), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    keys = np.empty((len(bits), 2), dtype=np.uint64)
-    for start in range(0, len(bits), QUERIES):
-        rows = bits[start : start + QUERIES].astype(np.uint64)
+    """Of rows that are equal to 1 / GRAIN the first, and every row's group; by two 64-bit sums of products, mod 2^64."""
+    odd = np.random.default_rng(0).integers(1, 2**63, (2, vectors.shape[1]), dtype=np.uint64)
+    odd = odd * np.uint64(2) + np.uint64(1)
+    keys = np.empty((len(vectors), 2), dtype=np.uint64)
+    for start in range(0, len(vectors), QUERIES):
+        rows = np.rint(vectors[start : start + QUERIES] * GRAIN).astype(np.int64).view(np.uint64)
         keys[start : start + QUERIES] = rows @ odd.T
     _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     return first, group.reshape(-1)
