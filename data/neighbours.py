@@ -163,7 +163,7 @@ def index_unit(work: Unit) -> Unit:
 
 
 def distinct(vectors: Floats) -> tuple[Ints, Ints]:
-    """Of rows that are equal to 1 / GRAIN the first, and every row's group; by two 64-bit sums of products, mod 2^64."""
+    """Of rows equal to 1 / GRAIN the first, and every row's group; by two 64-bit sums of products, mod 2^64."""
     odd = np.random.default_rng(0).integers(1, 2**63, (2, vectors.shape[1]), dtype=np.uint64)
     odd = odd * np.uint64(2) + np.uint64(1)
     keys = np.empty((len(vectors), 2), dtype=np.uint64)
