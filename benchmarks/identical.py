@@ -1,6 +1,6 @@
 """One page again and again: CPU seconds and memory of curation and order at a tenth and at the whole of a number.
 
-    python -m benchmarks.identical [--documents 1000000]
+    python -m benchmarks.identical [--documents 1000000] [--stages curate order]
 
 Half of the documents are equal, the others have a line of their own, so that only MinHash can tell what they are.
 ``curate`` drops all but one by exact and near duplicates; ``order`` lays out all of them, none dropped. Each runs in a
@@ -60,10 +60,13 @@ def ordered(corpus: Path, root: Path) -> dict[str, Any]:
     return {name: figures[name] for name in ("documents", "isolated", "near_duplicates") if name in figures}
 
 
+STAGES = {"curate": curated, "order": ordered}
+
+
 def measured(connection: Any, work: str, corpus: Path, root: Path) -> None:
     """In a process of its own: the work, its CPU seconds and the most memory."""
     start = time.process_time()
-    found = {"curate": curated, "order": ordered}[work](corpus, root)
+    found = STAGES[work](corpus, root)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     connection.send((found, time.process_time() - start, peak / 1024))
 
@@ -72,9 +75,10 @@ def main() -> None:
     """Both stages at both sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=1_000_000)
+    parser.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES))
     arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")
-    for work in ("curate", "order"):
+    for work in arguments.stages:
         for documents in (arguments.documents // 10, arguments.documents):
             with tempfile.TemporaryDirectory() as scratch:
                 corpus = Path(scratch) / "pages.jsonl"
