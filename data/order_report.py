@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from conf.schema import RunConfig
@@ -67,10 +68,9 @@ class Judge:
     def _texts(file: Path, rows: Ints | None) -> list[str]:
         texts, first = [], 0
         for batch in read_batches(file, ["text"]):
-            here = (
-                np.arange(batch.num_rows) if rows is None else rows[(rows >= first) & (rows < first + batch.num_rows)]
-            )
-            texts += batch.column(0).take((here - (0 if rows is None else first)).tolist()).to_pylist()
+            here = np.arange(first, first + batch.num_rows)
+            here = here if rows is None else rows[(rows >= first) & (rows < first + batch.num_rows)]
+            texts += batch.column(0).take(pa.array(here - first, pa.int64())).to_pylist()
             first += batch.num_rows
         return texts
 
