@@ -14,6 +14,7 @@ from data.documents import Document, Skip
 from data.readers import read_file
 from data.stages import serial_units, stage_folders
 from tests.unit.data.samples import TOPICS, make_config, text
+from tests.unit.data.test_archives import response
 from tests.unit.data.test_curate import kept, rejected
 
 ENORMOUS = 100 * 2**20
@@ -34,13 +35,17 @@ def test_one_bad_file_among_two_thousand(tmp_path: Path) -> None:
     assert ids == [f"d{number}" for number in range(2000) if number != 1234]
 
 
-@pytest.mark.parametrize("form", ["jsonl.gz", "txt.gz", "parquet"])
+@pytest.mark.parametrize("form", ["jsonl.gz", "txt.gz", "parquet", "warc.gz"])
 def test_a_document_of_100_megabytes_is_counted_and_costs_no_more_memory_than_its_kind(
     tmp_path: Path, form: str
 ) -> None:
     path = tmp_path / f"x.{form}"
     if form == "parquet":
         pq.write_table(pa.table({"text": ["before", "a" * ENORMOUS, "after"]}), path)
+    elif form == "warc.gz":
+        with gzip.open(path, "wb", compresslevel=1) as file:
+            for number, body in enumerate(("before", "a" * ENORMOUS, "after")):
+                file.write(response(body, number, kind="text/plain"))
     else:
         with gzip.open(path, "wb", compresslevel=1) as file:
             file.write(b'{"text": "before"}\n{"text": "' if form == "jsonl.gz" else b"")
