@@ -11,6 +11,8 @@ import pytest
 
 from data.curate import curate
 from data.documents import Document, Skip
+from data.order import order
+from data.pack import pack
 from data.readers import read_file
 from data.stages import serial_units, stage_folders
 from tests.unit.data.samples import TOPICS, make_config, text
@@ -72,3 +74,23 @@ def test_the_same_page_thousands_of_times_costs_comparisons_that_grow_with_their
     assert [row["id"] for row in kept(stage_folders(config).curated, manifest)] == ["d0"]
     assert manifest.figures["dropped"] == {"duplicate_text": 499, "near_duplicate": 500}
     assert manifest.figures["near_pairs"]["proposed"] <= 2 * config.curation.minhash.bands * 501
+
+
+def test_documents_without_text_are_counted_and_the_rest_goes_through_every_stage(tmp_path: Path) -> None:
+    rows: list[dict[str, str | None]] = [{"id": f"d{i}", "text": text(TOPICS[i % 5], i)} for i in range(10)]
+    rows[3:3] = [{"id": "none", "text": ""}, {"id": "space", "text": "  \n\t"}, {"id": "mark", "text": "\u200b"}]
+    rows += [{"id": "null", "text": None}, {"id": "no field"}]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config(tmp_path, tmp_path / "c.jsonl")
+    config.curation.min_chars, config.curation.minhash.enabled = 0, True
+    manifest = curate(config, serial_units)
+    assert manifest.figures["dropped"] == {"empty": 2, "few_letters": 1, "no_text_field": 2}
+    assert rejected(stage_folders(config).curated) == {
+        "none": "empty",
+        "space": "empty",
+        "mark": "few_letters",
+        "c.jsonl:14": "no_text_field",
+        "c.jsonl:15": "no_text_field",
+    }
+    assert order(config, serial_units).figures["documents"] == 10
+    assert pack(config, serial_units).figures["documents"] == 10
