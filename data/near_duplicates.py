@@ -163,5 +163,5 @@ def _gone(earlier: npt.NDArray[np.int64], bounds: npt.NDArray[np.int64]) -> npt.
     gone = np.zeros(len(bounds) - 1, dtype=np.bool_)
     for rank in range(len(gone)):
         for place in range(bounds[rank], bounds[rank + 1]):
-            gone[rank] |= not gone[earlier[place]]
+            gone[rank] |= earlier[place] != rank and not gone[earlier[place]]
     return gone

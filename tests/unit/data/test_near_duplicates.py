@@ -67,3 +67,14 @@ def test_a_chain_does_not_pull_in_what_is_no_duplicate_of_the_kept() -> None:
     assert redundant(pairs, np.array([40, 30, 20, 10])).tolist() == [1, 3]
     assert redundant(pairs, np.array([5, 5, 5, 5])).tolist() == [1, 3]
     assert redundant(np.zeros((0, 2), dtype=np.int64), np.array([1])).tolist() == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_who_goes_against_a_plain_loop(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    pairs, lengths = draw.integers(0, 30, (40, 2)), draw.integers(1, 6, 30)
+    kept: set[int] = set()
+    for row in sorted(range(30), key=lambda row: (-int(lengths[row]), row)):
+        if not any({*pair} - {row} <= kept and row in pair and pair[0] != pair[1] for pair in pairs.tolist()):
+            kept.add(row)
+    assert redundant(pairs, lengths).tolist() == sorted({*range(30)} - kept)
