@@ -14,7 +14,6 @@ CHOICES = {"rephrase.engine.dtype": FORMS, "rephrase.real": ("matched", "all")}
 class OutputFilterConfig:
     """Thresholds of the filters on what the generator wrote; bands of length and copying are the style's own."""
 
-    min_topic: float = 0.3  # share of the source's content words in the output, or of the output's in the source
     min_source_facts: int = 3  # numbers, or names, of a source from which on their share in the output counts
     max_repeated_ngrams: float = 0.1  # share of the characters in word 5-grams that stood there before
     max_loops: int = 2  # times that one sentence of four words or more may stand in an output

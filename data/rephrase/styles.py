@@ -20,6 +20,7 @@ FORMS = ("prose", "dialogue", "faq", "problem", "table", "steps")
 BUCKETS = ("low", "medium", "high")
 ASKED = ("name", "version", "system", "template", "begin", "end", "max_tokens")  # fields that decide an answer
 ROUTED = ("quality", "needs_numbers", "source_tokens")  # fields that decide what is asked
+SHARES = ("max_copied", "keep_facts", "keep_words", "known_words")
 PLACES = ("{text}", "{begin}", "{end}")
 
 
@@ -42,6 +43,8 @@ class Style:
     max_copied: float  # share of the output's word 4-grams that the source has
     max_span: int  # words in a row of the output that the source has; 0: as many as there are
     keep_facts: float  # share of the source's numbers, and of its names, that the output has
+    keep_words: float  # share of the source's content words that the output has, endings aside
+    known_words: float  # share of the output's content words that the source has
 
     @property
     def digest(self) -> str:
@@ -105,9 +108,8 @@ def _rules(found: dict[str, Any]) -> list[tuple[str, bool, str]]:
         ("source_tokens", is_band(found["source_tokens"]), "two numbers, the least and the most"),
         ("length_ratio", is_band(found["length_ratio"]), "two numbers, the least and the most"),
         ("max_tokens", is_number(found["max_tokens"], int) and found["max_tokens"] > 0, "a whole number above 0"),
-        ("max_copied", is_number(found["max_copied"]) and found["max_copied"] <= 1, "a share from 0 to 1"),
+        *((n, is_number(found[n]) and found[n] <= 1, "a share from 0 to 1") for n in SHARES),
         ("max_span", is_number(found["max_span"], int), "a whole number, 0 for no limit"),
-        ("keep_facts", is_number(found["keep_facts"]) and found["keep_facts"] <= 1, "a share from 0 to 1"),
     ]
 
 

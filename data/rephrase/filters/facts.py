@@ -1,8 +1,8 @@
-"""Numbers and names: none that the source lacks, and not too few of its own.
+"""Numbers, names and code: none that the source lacks, and not too few of its own.
 
 Numbers count by value, in digits or words; names are capitalised words that do not begin a sentence, or do so in the
 place of a name of the source that is missing. Results of equations that hold may be new. Case, possessives and endings
-are no difference (Java, Javanese).
+are no difference (Java, Javanese); identifiers of code, with ``()`` or an underscore, stand in the source as they are.
 """
 
 # ruff: noqa: SIM905 - tables of words are read as words
@@ -51,6 +51,7 @@ VERB = "|".join(  # of one person or thing, as it follows a subject
 )
 SUBJECT = re.compile(rf"(?:^|[.!?:|]['\"\u201d)]*\s+|\n[\s|*#-]*)([A-Z]{SMALL}+) (?=(?:{VERB})\b)")
 NOUN = re.compile(r"(?:ing|ion|ment|ness|ity|ance|ence|age|ure|ism|ship|hood|th|ers?|s)$")  # no name as a rule
+CODE = re.compile(r"(?<![\w.])(?:[A-Za-z_][\w.]*(?=\(\))|[A-Za-z_.]*[A-Za-z]_[A-Za-z]\w*)")
 LABELS = frozenset("question answer problem solution step table markdown faq i".split())
 COUNTED = 3.0  # spelled out, up to this an output may have counted for itself ("the two armies")
 OPENERS = frozenset(
@@ -113,6 +114,8 @@ def judge(output: Output, limits: OutputFilterConfig) -> str:
     if (numbers(text) | {value for value in spelled(text) if value > COUNTED}) - known:
         return "new_number"
     if not all(_in(name, output.source_words) for name in names(text)):
+        return "new_name"
+    if not all(output.source_says(name) for name in CODE.findall(text)):
         return "new_name"
     named = names(source)
     lost = [name for name in named if not _in(name, output.words)]

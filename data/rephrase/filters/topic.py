@@ -1,10 +1,10 @@
-"""The output speaks of what its source speaks of: content words of the source that come back, endings aside."""
+"""The output says what its source says: content words of the source come back, few are its own, endings aside."""
 
 from conf.rephrase import OutputFilterConfig
 from data.rephrase.filters.kind import Output
 from data.rephrase.quality import FUNCTION_WORDS
 
-REASONS = ("off_topic",)
+REASONS = ("lost_content", "new_content")
 STEM = 5  # letters in which words agree
 
 
@@ -13,7 +13,9 @@ def _stems(words: list[str]) -> set[str]:
 
 
 def judge(output: Output, limits: OutputFilterConfig) -> str:
+    del limits
     wanted, said = _stems(output.source_words), _stems(output.words)
     shared = len(wanted & said)
-    least = limits.min_topic
-    return "off_topic" if wanted and said and max(shared / len(wanted), shared / len(said)) < least else ""
+    if shared < output.style.keep_words * len(wanted):
+        return "lost_content"
+    return "new_content" if shared < output.style.known_words * len(said) else ""

@@ -110,6 +110,27 @@ def test_numbers_and_names() -> None:
     assert names(text) == {"karl", "frisch", "march", "bees", "java", "k200"}
 
 
+def test_an_output_keeps_content_and_adds_little() -> None:
+    pair = GOOD["medium"]
+    others = " ".join({other.source for other in pairs()} - {pair.source})
+    for text, reason in (("Bees hold meetings.", "lost_content"), (f"{pair.text} {others}", "new_content")):
+        assert FILTERS["topic"].judge(make_output(pair.source, text, pair.style), LIMITS) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("The method `__trunc__()` is what int() falls back to.", ""),
+        ("The function trunc() is what int() falls back to.", "new_name"),
+        ("Calling list.add_random is what int() does.", "new_name"),
+        ("It falls back to __trunc__ and is deprecated.", ""),
+    ],
+)
+def test_code_stands_in_the_source_as_it_is(text: str, reason: str) -> None:
+    source = 'The built-in function "int()" falls back to "__trunc__()"; the delegation to "__trunc__()" is deprecated.'
+    assert FILTERS["facts"].judge(make_output(source, text, GOOD["medium"].style), LIMITS) == reason
+
+
 def test_copying_is_counted_in_words() -> None:
     words = "a b c d e f g".split()  # noqa: SIM905
     assert copied_share(words, words) == 1.0
