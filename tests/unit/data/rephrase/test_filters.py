@@ -67,6 +67,7 @@ def test_failures_of_a_small_model_are_rejected() -> None:
     found: dict[str, list[str]] = defaultdict(list)
     for row in model_answers(load_styles([*STYLES, *SMALL_STYLES], [])):
         found[row.label].append(judge(row.output, LIMITS))
+    found.pop(CLEAN)  # two of them: no share
     rejected = {label: sum(map(bool, reasons)) / len(reasons) for label, reasons in found.items()}
     assert {"copied", "truncated", "invented", "repetition", "form", "echo", "boilerplate"} <= set(rejected)
     assert min(rejected.values()) >= 0.95, rejected
