@@ -198,7 +198,8 @@ def _flat(windows: Sequence[Window]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = np.flatnonzero(places >= np.repeat(lengths - scored, lengths))
     tokens = np.concatenate([tokens[:-1] for tokens in each])
     targets = np.concatenate([tokens[1:] for tokens in each])[rows]
-    return tuple(torch.from_numpy(x) for x in (tokens[None], places[None], rows, targets))  # pyright: ignore
+    here, where, which, wanted = map(torch.from_numpy, (tokens[None], places[None], rows, targets))
+    return here, where, which, wanted
 
 
 def _token_bits(logits_NV: Tensor, targets: Tensor, most: float = math.inf) -> Tensor:

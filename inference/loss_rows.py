@@ -57,7 +57,7 @@ class OnePassRotation(Rotation):
         return out[None]
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath={"reassoc", "contract", "nsz"})
 def _normalise(rows: Array, weight: Array, eps: float, size: float, out: Array) -> None:
     for row in range(rows.shape[0]):
         total = eps * size
@@ -68,7 +68,7 @@ def _normalise(rows: Array, weight: Array, eps: float, size: float, out: Array) 
             out[row, dim] = rows[row, dim] * scale * weight[dim]
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath={"reassoc", "contract", "nsz"})
 def _turn(x: Array, cos: Array, sin: Array, out: Array) -> None:
     half = x.shape[2] // 2
     for place in range(x.shape[0]):
