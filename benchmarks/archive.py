@@ -3,9 +3,9 @@
     python -m benchmarks.archive [--megabytes 1000] [--workers 1]
 
 Writes WARC files of pages made from the Python documentation (paragraphs between menus, every page with a number of its
-own), then runs ``curate`` with near duplicates, ``order`` and ``pack`` on a local Ray with data in files alone. Printed
-are the bytes of HTML, seconds of each stage, and the greatest resident memory of a worker and of the driver. Two sizes
-tell whether memory grows with the corpus.
+own), then runs ``sundog prepare`` with near duplicates on a local Ray with data in files alone. Printed are the bytes of
+HTML, and for each stage its seconds and the greatest resident memory of a worker and of the driver until it was done.
+Two sizes tell whether memory grows with the corpus.
 """
 
 import argparse
@@ -89,6 +89,11 @@ class Memory:
                 elif words and words[0].startswith("ray::") and self.root.pid in _parents(process):
                     self.peaks["worker"] = max(self.peaks["worker"], memory.rss)
 
+    def taken(self) -> dict[str, int]:
+        """The peaks since the last call."""
+        peaks, self.peaks = self.peaks, {"worker": 0, "driver": 0}
+        return peaks
+
     def stop(self) -> None:
         self._over.set()
         self._thread.join()
@@ -113,16 +118,17 @@ def main() -> None:
         print(f"{pages:,} pages, {size / 1e6:,.0f} MB of HTML", flush=True)
         options = ["data=path", f"data.path={folder / 'crawl' / '*.warc'}", f"data.dir={folder / 'data'}"]
         options += ["curation=near", f"cluster.workers={arguments.workers}"]
-        for stage in ("curate", "order", "pack"):
-            start = time.monotonic()
-            command = [sys.executable, "-m", "launch", stage, *options]
-            done = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-            memory = Memory(done.pid)
-            said, _ = done.communicate()
-            memory.stop()
-            assert done.returncode == 0, said
-            peaks = ", ".join(f"{who} {peak / 1e6:,.0f} MB" for who, peak in memory.peaks.items())
-            print(f"{stage:7s}{time.monotonic() - start:8.0f} s, at most {peaks}; {said.splitlines()[0]}", flush=True)
+        start = time.monotonic()
+        command = [sys.executable, "-m", "launch", "prepare", *options]
+        done = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        memory = Memory(done.pid)
+        assert done.stdout is not None
+        for line in done.stdout:
+            if line.endswith("]\n"):  # a stage is done
+                peaks = ", ".join(f"{who} {peak / 1e6:,.0f} MB" for who, peak in memory.taken().items())
+                print(f"{time.monotonic() - start:6.0f} s, at most {peaks}; {line}", end="", flush=True)
+        memory.stop()
+        assert done.wait() == 0, f"sundog prepare ended with {done.returncode}"
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ COMMANDS = {
     "verify": Command("launch.history", "hash stage files again: sundog verify [SHARE] [KEY=VALUE ...]", False),
     "order": Command("launch.stages", "order documents so that windows hold related ones (or at random)"),
     "pack": Command("launch.stages", "train or load the tokenizer, write memory-mapped shards of windows"),
+    "prepare": Command("launch.stages", "raw text to packed tokens: curate, order and pack, one after another"),
     "ladder": Command("launch.ladder", "train a ladder of small models and the corpus that it judges"),
     "score": Command("launch.preselect", "score a sample of the corpus by a ladder of models (PreSelect)"),
     "scorer": Command("launch.preselect", "train the fastText scorer on the sample's best and worst documents"),

@@ -1,4 +1,4 @@
-"""``sundog curate``, ``order`` and ``pack``: one data stage each, run on Ray Data."""
+"""``sundog curate``, ``order`` and ``pack``: one data stage each, run on Ray Data; ``sundog prepare``: all three."""
 
 import time
 from collections.abc import Callable
@@ -28,6 +28,9 @@ STAGES: dict[str, Callable[..., Manifest]] = {
     "score": score,
     "scorer": scorer,
 }
+
+
+CHAIN = ("curate", "order", "pack")
 
 
 def run_stage(name: str, config: RunConfig) -> tuple[Manifest, float]:
@@ -84,14 +87,20 @@ def drop_table(manifest: Manifest) -> str:
 
 
 def main(name: str, config: RunConfig) -> int:
+    for stage in CHAIN if name == "prepare" else (name,):
+        run_and_say(stage, config)
+    return 0
+
+
+def run_and_say(name: str, config: RunConfig) -> None:
+    """Runs a stage, prints what came of it, writes its report."""
     manifest, seconds = run_stage(name, config)
     if manifest.reused:
         print(f"{name}: nothing to do, complete since {manifest.created} (fingerprint {manifest.fingerprint[:12]})")
-    print(f"{name}: {describe(name, manifest)}  [{format_seconds(seconds)}]")
+    print(f"{name}: {describe(name, manifest)}  [{format_seconds(seconds)}]", flush=True)
     if name == "curate":
         if table := drop_table(manifest):
             print(f"dropped, by reason:\n{table}")
         print(f"report: {write_report(config, manifest)}")
     if name == "order" and config.order.kind != "random" and manifest.figures["documents"] <= MOST_DOCUMENTS:
-        print(f"report: {write_order_report(config, manifest)}")
-    return 0
+        print(f"report: {write_order_report(config, manifest)}", flush=True)
