@@ -3,9 +3,10 @@
     python -m benchmarks.archive [--megabytes 1000] [--workers 1]
 
 Writes WARC files of pages made from the Python documentation (paragraphs between menus, every page with a number of its
-own), then runs ``sundog prepare`` with near duplicates on a local Ray with data in files alone. Printed are the bytes of
-HTML, and for each stage its seconds and the greatest resident memory of a worker and of the driver until it was done.
-Two sizes tell whether memory grows with the corpus.
+own), then runs ``sundog prepare`` with near duplicates on a local Ray with data in files alone. Printed are the bytes
+of HTML, and for each stage the seconds until it was done and the greatest resident memory of a worker and of the driver
+meanwhile; of a worker also without mapped files, which the system takes back when it needs them. Two sizes tell whether
+memory grows with the corpus.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from benchmarks.curate import corpus as texts_of
 
 FILE_BYTES = 50 * 2**20  # of HTML in one archive
 POLL_SEC = 0.2
+NOTHING = {"worker": 0, "worker's own": 0, "driver": 0}
 MENU = "".join(f'<li><a href="/{n}">Section {n}</a></li>' for n in range(40))
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n"
 
@@ -74,7 +76,7 @@ class Memory:
     """The greatest resident memory seen of processes below a command, by whether they are Ray's workers."""
 
     def __init__(self, pid: int) -> None:
-        self.root, self.peaks, self._over = psutil.Process(pid), {"worker": 0, "driver": 0}, threading.Event()
+        self.root, self.peaks, self._over = psutil.Process(pid), dict(NOTHING), threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True)
         self._thread.start()
 
@@ -88,10 +90,11 @@ class Memory:
                     self.peaks["driver"] = max(self.peaks["driver"], memory.rss)
                 elif words and words[0].startswith("ray::") and self.root.pid in _parents(process):
                     self.peaks["worker"] = max(self.peaks["worker"], memory.rss)
+                    self.peaks["worker's own"] = max(self.peaks["worker's own"], memory.rss - memory.shared)
 
     def taken(self) -> dict[str, int]:
         """The peaks since the last call."""
-        peaks, self.peaks = self.peaks, {"worker": 0, "driver": 0}
+        peaks, self.peaks = self.peaks, dict(NOTHING)
         return peaks
 
     def stop(self) -> None:

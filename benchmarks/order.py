@@ -26,7 +26,7 @@ import faiss
 import numpy as np
 
 from data.metrics import adjacent_similarity, jumps
-from data.neighbours import make_index
+from data.neighbours import QUERIES, make_index
 from data.orders import ORDERS
 from data.orders.graph import Lists
 from data.orders.matching import join_fragments, settle
@@ -35,7 +35,7 @@ from data.orders.reference import chained
 from tests.helpers.orders import reference_chains
 
 Array = np.ndarray[Any, Any]
-PART = 50_000  # documents in a file of neighbour lists, where memory is measured
+PART = QUERIES  # documents in a file of neighbour lists, as the stage writes them, where memory is measured
 POLL_SEC = 0.002
 
 
@@ -87,8 +87,11 @@ def public_sorter(folder: Path, ids: Array, scratch: Path) -> Any:
 
 
 def walk_from_files(connection: Any, files: list[tuple[Path, Path]], kind: str) -> None:
-    """In a process of its own: compiles, says so, waits, orders the documents of the files."""
-    ORDERS[kind](Lists([(np.zeros((2, 1), np.int32), np.ones((2, 1), np.float32))]), lambda d: np.ones((len(d), 2)))
+    """In a process of its own: compiles for mapped files, says so, waits, orders the documents of the files."""
+    first = files[0][0].with_name("first.npy"), files[0][1].with_name("first_similarities.npy")
+    np.save(first[0], np.zeros((2, 1), np.int32))
+    np.save(first[1], np.ones((2, 1), np.float32))
+    ORDERS[kind](Lists([first]), lambda d: np.ones((len(d), 2)))
     connection.send(None)
     connection.recv()
     ORDERS[kind](Lists(files), lambda d: np.ones((len(d), 2)))
