@@ -8,6 +8,7 @@ so no document goes because of a chain of others.
 """
 
 import re
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,11 +53,12 @@ def find_duplicates(
 
 @unit
 def propose_unit(work: Unit) -> Unit:
-    """Pairs of neighbours that are similar enough to be looked at, int64 ``[pairs, 2]``, each once."""
+    """Pairs of neighbours that are similar enough to be looked at, int64 ``[pairs, 2]``, each once; their documents."""
     folder = Path(work["folder"])
     unique = distinct_pairs(_proposed(folder, work["ranges"]))
     write_array(folder / "pairs.npy", unique)
-    return {"pairs": len(unique), "files": record_files(folder, ["pairs.npy"])}
+    write_array(folder / "candidates.npy", np.unique(unique))
+    return {"pairs": len(unique), "files": record_files(folder, ["pairs.npy", "candidates.npy"])}
 
 
 def _proposed(folder: Path, ranges: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -73,8 +75,9 @@ def _proposed(folder: Path, ranges: int) -> Iterator[npt.NDArray[np.int64]]:
 def sketch_unit(work: Unit) -> Unit:
     """Sketches ``[documents, SKETCH]`` and lengths in characters of those documents of a part that are proposed."""
     folder, names = Path(work["folder"]), sketch_names(work["index"])
-    wanted = np.unique(np.load(folder / "pairs.npy"))
-    wanted = wanted[(wanted >= work["first"]) & (wanted < work["first"] + work["documents"])]
+    candidates = np.load(folder / "candidates.npy", mmap_mode="r")
+    begin, end = np.searchsorted(candidates, [work["first"], work["first"] + work["documents"]])
+    wanted = np.array(candidates[begin:end])
     chosen, rows, lengths = set((wanted - work["first"]).tolist()), [], []
     for row, text in enumerate(read_texts(Path(work["curated"]) / work["file"]) if chosen else ()):
         if row in chosen:
@@ -90,16 +93,13 @@ def decide_unit(work: Unit) -> Unit:
     """Which documents are left out."""
     folder, names = Path(work["folder"]), [sketch_names(index) for index in range(work["parts"])]
     tables = [np.load(folder / name) for _, name in names]
-    table, ends = np.concatenate(tables), np.cumsum([len(rows) for rows in tables])
+    table, ends = np.concatenate(tables), np.cumsum([0, *map(len, tables)])
     pairs = np.searchsorted(table[:, 0], np.load(folder / "pairs.npy"))
-    part = np.searchsorted(ends, pairs, side="right")
-    similar, order = np.zeros(len(pairs)), np.lexsort((part[:, 1], part[:, 0]))
-    changes = np.flatnonzero(np.any(np.diff(part[order], axis=0), axis=1)) + 1
-    for mine in np.split(order, changes):  # the sketches of two parts are open at once
-        both = part[mine[0]]
-        left, right = (np.load(folder / names[i][0], mmap_mode="r") for i in both)
-        similar[mine] = jaccard(left, right, pairs[mine] - [ends[i] - len(tables[i]) for i in both])
-    verified = pairs[similar >= work["threshold"]]
+    with tempfile.TemporaryFile(dir=folder) as file:  # 2 KB a candidate, which the system may take from memory
+        sketches = np.memmap(file, np.uint64, "w+", shape=(len(table), SKETCH))
+        for (name, _), first, last in zip(names, ends[:-1], ends[1:], strict=True):
+            sketches[first:last] = np.load(folder / name)
+        verified = pairs[jaccard(sketches, pairs) >= work["threshold"]]
     dropped = np.zeros(work["documents"], dtype=bool)
     dropped[table[redundant(verified, table[:, 1]), 0]] = True
     write_array(folder / "duplicates.npy", dropped)
@@ -124,12 +124,12 @@ def sketch(text: str) -> Hashes:
 
 
 @numba.njit(cache=True)
-def jaccard(ones: Hashes, others: Hashes, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def jaccard(sketches: Hashes, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Estimated Jaccard similarity of each pair of rows: the share, of the union's smallest hashes, that both have."""
-    width, end = ones.shape[1], np.uint64(2**64 - 1)
+    width, end = sketches.shape[1], np.uint64(2**64 - 1)
     result = np.zeros(len(pairs))
     for pair in range(len(pairs)):
-        left, right = ones[pairs[pair, 0]], others[pairs[pair, 1]]
+        left, right = sketches[pairs[pair, 0]], sketches[pairs[pair, 1]]
         i, j, both, union = 0, 0, 0, 0
         while union < width:
             a = left[i] if i < width else end
