@@ -9,6 +9,7 @@ the bytes do not depend on who did the work, or how often.
 import itertools
 import os
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from data.tokenize import (
     tokenizer_file,
     train_tokenizer,
 )
+from data.vectors import OPEN
 
 TRAINING_CHARS = 4_000_000  # of the corpus that a tokenizer is trained on, at most; more changes few merges
 TRAINING_TEXT = 20_000  # of one document
@@ -266,12 +268,14 @@ def partly_unsorted(documents: int, share: float) -> npt.NDArray[np.int64]:
 def gather(folder: Path, parts: list[dict[str, Any]], order: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[Any]]:
     """Tokens of the documents with the given numbers, through memory maps of the tokenised parts."""
     starts = np.cumsum([0, *(part["documents"] for part in parts)])
-    maps: dict[int, tuple[npt.NDArray[Any], npt.NDArray[np.int64]]] = {}
+
+    @lru_cache(OPEN)
+    def part(number: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        tokens, offsets = (folder / name for name in part_names(parts[number]["index"]))
+        return np.memmap(tokens, dtype=parts[number]["dtype"], mode="r"), np.load(offsets, mmap_mode="r")
+
     for document in order.tolist():
         number = int(np.searchsorted(starts, document, side="right")) - 1
-        if number not in maps:
-            tokens, offsets = (folder / name for name in part_names(parts[number]["index"]))
-            maps[number] = np.memmap(tokens, dtype=parts[number]["dtype"], mode="r"), np.load(offsets, mmap_mode="r")
-        tokens, offsets = maps[number]
+        tokens, offsets = part(number)
         row = document - int(starts[number])
-        yield tokens[offsets[row] : offsets[row + 1]]
+        yield np.array(tokens[offsets[row] : offsets[row + 1]])  # a view would keep its file open
