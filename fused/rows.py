@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 2**16  # numbers of a tensor that are worked on at a time: 256 KiB in fp32
+SHARE = 2**17  # of a thread, where there are several: each operation on a block ends with all of them waiting
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -59,7 +60,8 @@ def _exact(x: Tensor) -> torch.dtype:
 
 
 def _blocks(x_RD: Tensor) -> Iterator[slice]:
-    rows = max(1, BLOCK // x_RD.shape[1])
+    threads = torch.get_num_threads()
+    rows = max(1, (BLOCK if threads == 1 else SHARE * threads) // x_RD.shape[1])
     for start in range(0, x_RD.shape[0], rows):
         yield slice(start, start + rows)
 

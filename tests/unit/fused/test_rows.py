@@ -17,6 +17,7 @@ ERROR = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 1e-2}  # of 
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of one row, of a few, of all."""
     monkeypatch.setattr(rows, "BLOCK", request.param)
+    monkeypatch.setattr(rows, "SHARE", request.param)
 
 
 def compare(mine: Callable[..., Tensor], twin: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dtype) -> None:
@@ -73,3 +74,14 @@ def test_strided_inputs_and_gradients():
     torch.testing.assert_close(out, expected)
     got, want = torch.autograd.grad(out, x, d_out)[0], torch.autograd.grad(expected, twin, d_out)[0]
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("threads", "number"), [(1, 16), (2, 4), (8, 1)])
+def test_more_threads_work_on_fewer_larger_blocks(threads: int, number: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rows, "BLOCK", 2**16)
+    monkeypatch.setattr(rows, "SHARE", 2**17)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    x_RD = torch.empty(2048, 512)
+    blocks = list(rows._blocks(x_RD))
+    assert len(blocks) == number
+    assert sum(len(x_RD[block]) for block in blocks) == len(x_RD)
