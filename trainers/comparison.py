@@ -111,8 +111,8 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
         write_atomic(folder / FOLDER / f"{name}.png", content)
     subtitle = f"{len(runs)} runs, best held-out loss first; written {time.strftime('%Y-%m-%d %H:%M:%S')}"
     told = page.sections(efficiency.tables(compared)) if compared else ""
-    apart = page.sections([("Not done", _not_done(folder))])
-    body = told + page.table(rows, head) + apart + page.pictures(pictures)
+    tables = page.sections([("Runs", page.table(rows, head)), ("Not done", _not_done(folder))])
+    body = told + tables + page.pictures(pictures)
     write_atomic(folder / FOLDER / PAGE, page.page(folder.name, subtitle, body))
     return folder / FOLDER / PAGE
 
