@@ -1,6 +1,6 @@
 """Rephrasing: slots kept busy at a server that takes 200 ms, beside Ray Data's HTTP stage; recall of the filters.
 
-    python -m benchmarks.rephrase [--requests 12800] [--slots 256] [--peer-requests 16]
+    python -m benchmarks.rephrase [--requests 51200] [--slots 256] [--peer-requests 16]
 
 The server runs in a process of its own and integrates over time how many requests it holds; the busy share is that,
 from the first request to the last answer, over the slots. The peer is Ray's own stage class, called without a cluster.
@@ -178,7 +178,7 @@ def measure_filters(seed: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=12_800)
+    parser.add_argument("--requests", type=int, default=51_200)
     parser.add_argument("--slots", type=int, default=256)
     parser.add_argument("--peer-requests", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
