@@ -24,8 +24,8 @@ from models.hf_names import hf_names
 class _Batches:
     """Batches of windows with a label more than tokens, as the loop wants them; -100 where there is none."""
 
-    def __init__(self, windows: Sequence[Tensor], batch: int, beside: Beside) -> None:
-        rows = torch.stack(list(windows))
+    def __init__(self, windows: Sequence[tuple[Tensor, Tensor]], batch: int, beside: Beside) -> None:
+        rows = torch.stack([tokens for tokens, _ in windows])  # its labels are the same tokens
         rows = torch.nn.functional.pad(rows, (0, 1), value=-100)
         self._batches, self._beside = rows.split(batch), beside
 
@@ -82,7 +82,7 @@ class _Losses:
 
 
 def train(
-    model: Decoder, config: RunConfig, windows: Sequence[Tensor], beside: Beside, folder: Path
+    model: Decoder, config: RunConfig, windows: Sequence[tuple[Tensor, Tensor]], beside: Beside, folder: Path
 ) -> tuple[str, list[float]]:
     """Train a copy of ``model`` on the windows; returns the peer's name and the losses of its steps."""
     pretrain: Any = importlib.import_module("litgpt.pretrain")

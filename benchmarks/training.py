@@ -38,7 +38,9 @@ from trainers.runtime import process_group
 from trainers.throughput import Meter
 
 WARM_UP = 2  # steps that are not counted
-Peer = Callable[[Decoder, RunConfig, Sequence[torch.Tensor], Beside, Path], tuple[str, list[float]]]
+LR = 3e-4  # without warm-up, which the peers do otherwise: small enough that the first steps diverge for none
+Windows = Sequence[tuple[torch.Tensor, torch.Tensor]]  # tokens, and labels a place later than the loader has them
+Peer = Callable[[Decoder, RunConfig, Windows, Beside, Path], tuple[str, list[float]]]
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class _Turns(TrainerCallback):
 
 def _config(case: Case, root: Path, steps: int) -> RunConfig:
     config = make_config(root, "ours", trainer__steps=steps, trainer__batch=case.batch, trainer__micro_batch=0)
-    config.data.context, config.data.vocab_size, config.trainer.lr = case.context, case.vocab, 1e-3
+    config.data.context, config.data.vocab_size, config.trainer.lr = case.context, case.vocab, LR
     model = config.model
     model.dim, model.layers, model.heads, model.kv_heads = case.dim, case.layers, case.heads, case.kv_heads
     config.trainer.warmup_steps, config.trainer.min_lr_fraction = 0, 1.0
@@ -81,25 +83,30 @@ def _config(case: Case, root: Path, steps: int) -> RunConfig:
     return config
 
 
-def windows(loader: Any, batch: int, steps: int) -> list[torch.Tensor]:
-    """The windows of our loader in the order in which it gives them out."""
-    rows = [loader.batch(step, 0, 1).arrays()["tokens"] for step in range(steps)]
-    return [torch.from_numpy(row) for part in rows for row in part[:batch]]
+def windows(loader: Any, steps: int) -> Windows:
+    """What our loader gives out, in its order."""
+    batches = [loader.batch(step, 0, 1).arrays() for step in range(steps)]
+    return [
+        (torch.from_numpy(tokens), torch.from_numpy(labels).roll(1))
+        for arrays in batches
+        for tokens, labels in zip(arrays["tokens"], arrays["labels"], strict=True)
+    ]
 
 
 class _Dataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    def __init__(self, rows: Sequence[torch.Tensor]) -> None:
+    def __init__(self, rows: Windows) -> None:
         self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self._rows[index], "labels": self._rows[index]}
+        tokens, labels = self._rows[index]
+        return {"input_ids": tokens, "labels": labels}
 
 
 def _trainer(
-    model: Decoder, config: RunConfig, rows: Sequence[torch.Tensor], beside: Beside, root: Path
+    model: Decoder, config: RunConfig, rows: Windows, beside: Beside, root: Path
 ) -> tuple[str, list[float]]:
     """Let Trainer train a copy of ``model`` on the windows; returns its name and the losses of its steps."""
     folder = save_hf(model, str(root / "hf"), stage_folders(config).tokenizer, "fp32")
@@ -144,7 +151,7 @@ def _measure(case: Case, steps: int, root: Path, peer: Peer) -> list[Row]:
         optimizer = build_optimizer(model, config.trainer)
         task = TokenTask(config, runtime, model, optimizer, mesh, corpus, observer)
         beside = Beside(_our_step(task, Meter(config, spec, runtime)))
-        rows = windows(corpus.loader, case.batch, config.trainer.steps)
+        rows = windows(corpus.loader, config.trainer.steps)
         peer_name, peer_losses = peer(model, config, rows, beside, root)
     assert abs(beside.losses[0] - peer_losses[0]) < 0.02 * peer_losses[0], "both train the same model on the same text"
     assert abs(beside.losses[-1] - peer_losses[-1]) < 0.05 * peer_losses[-1], "and learn alike"
