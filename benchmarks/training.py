@@ -105,9 +105,7 @@ class _Dataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": tokens, "labels": labels}
 
 
-def _trainer(
-    model: Decoder, config: RunConfig, rows: Windows, beside: Beside, root: Path
-) -> tuple[str, list[float]]:
+def _trainer(model: Decoder, config: RunConfig, rows: Windows, beside: Beside, root: Path) -> tuple[str, list[float]]:
     """Let Trainer train a copy of ``model`` on the windows; returns its name and the losses of its steps."""
     folder = save_hf(model, str(root / "hf"), stage_folders(config).tokenizer, "fp32")
     same = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")

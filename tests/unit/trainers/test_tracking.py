@@ -41,8 +41,10 @@ def test_wandb_offline_keeps_its_id_over_a_resume(tmp_path: Path, monkeypatch: p
     assert len(said) == 2
     assert all(line.startswith("wandb run sun00001: ") for line in said)
     runs = sorted(path.name for path in (tmp_path / "wandb").glob("offline-run-*"))
-    assert len(runs) in (1, 2), "one folder an attempt (the same one within a second)"
-    assert {name.rsplit("-", 1)[1] for name in runs} == {"sun00001"}
+    assert len(runs) in (1, 2), (
+        "one folder an attempt, offline-run-TIME-ID (within a second the same one, or TIME-ID-1)"
+    )
+    assert {name.split("-")[3] for name in runs} == {"sun00001"}
     assert list((tmp_path / "wandb").glob("offline-run-*/run-sun00001.wandb"))
     assert [record["step"] for record in read_journal(tmp_path / "metrics.jsonl")] == list(range(1, 8))
     assert read_journal(tmp_path / "samples.jsonl")[-1]["rows"] == [{"prompt": "a", "continuation": "b"}]
