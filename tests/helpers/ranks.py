@@ -155,6 +155,8 @@ def resume(config: Any, control: Any) -> dict[str, Any]:
         beside.replace(checkpoint)
         control.emit({"kind": "metrics", "step": step})
         if _rank() == 1 and step == 2 and started_at == 0:
+            while not (folder / "step-of-0").exists():  # else rank 0 may die before it has begun
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
     return {"status": "done", "step": step, "started_at": started_at}
 
