@@ -7,8 +7,17 @@ from typing import Protocol
 
 from conf.rephrase import OutputFilterConfig
 from data.rephrase.clean import clean
+from data.rephrase.quality import FUNCTION_WORDS
 from data.rephrase.styles import Style
 from data.steps.minhash import WORD
+
+STEM = 5  # letters in which content words agree
+
+
+def content(text: str) -> list[str]:
+    """The content words of a text in their order, in lower case, endings aside."""
+    words = WORD.findall(text.lower())
+    return [word[:STEM] for word in words if word not in FUNCTION_WORDS and len(word) > 2]
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,14 @@ class Output:
     @cached_property
     def source_words(self) -> list[str]:
         return WORD.findall(self.source.lower())
+
+    @cached_property
+    def content(self) -> list[str]:
+        return content(self.text)
+
+    @cached_property
+    def source_content(self) -> list[str]:
+        return content(self.source)
 
 
 class Filter(Protocol):
