@@ -20,7 +20,8 @@ from data.rephrase.chunks import sentences
 WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)?")
 TABLE_ROW = re.compile(r"(?m)^\s*\|.*\|\s*$\n?")
 COMPLETE = re.compile(
-    r"(?:[\"'(\[*\u201c\u2018\d]*[^\W\d_a-z]|[\"'(\[*\u201c\u2018]\S).*[.!?\u2026:\u3002][\"')\]\u201d\u2019]*$|[-*\d].*[.!?:]$", re.DOTALL
+    r"(?:[\"'(\[*\u201c\u2018\d]*[^\W\d_a-z]|[\"'(\[*\u201c\u2018]\S).*[.!?\u2026:\u3002][\"')\]\u201d\u2019]*$|[-*\d].*[.!?:]$",
+    re.DOTALL,
 )
 FUNCTION_WORDS = frozenset(
     "a about after all also an and any are as at be because been before but by can could did do does for from had has "
