@@ -1,6 +1,6 @@
 """Rephrasing: slots kept busy at a server that takes 200 ms, beside Ray Data's HTTP stage; recall of the filters.
 
-    python -m benchmarks.rephrase [--requests 51200] [--slots 256] [--peer-requests 16]
+    python -m benchmarks.rephrase [--requests 51200] [--slots 256] [--peer-requests 16] [--fit]
 
 The server runs in a process of its own and integrates over time how many requests it holds; the busy share is that,
 from the first request to the last answer, over the slots. The peer is Ray's own stage class, called without a cluster.
@@ -18,10 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from tempfile import TemporaryDirectory
 
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
 from benchmarks.rephrase_labels import CLEAN, OWN, labelled
 from conf.rephrase import OutputFilterConfig
 from data.rephrase.endpoint import Limits, Request, answer_all
 from data.rephrase.filters import judge
+from data.rephrase.filters.support import WEIGHTS, signs
 from data.rephrase.store import SHARDS, Store
 
 LATENCY_SEC = 0.2
@@ -176,13 +180,36 @@ def measure_filters(seed: int) -> None:
     print_table(("class", "origin", "half", "outputs", "rejected", "by own filter", "reasons"), shown)
 
 
+def fit_support(seed: int) -> None:
+    """Prints weights for data/rephrase/filters/support.py, by the good and the invented prose of half a."""
+    used = [
+        row
+        for row in labelled(seed)
+        if not row.held_out and row.output.style.form == "prose" and row.origin in ("hand", "model")
+        if row.label in (CLEAN, "invented")
+    ]
+    values = [list(signs(row.output).values()) for row in used]
+    invented = [row.label == "invented" for row in used]
+    scale = StandardScaler().fit(values)
+    model = LogisticRegression(C=0.3, class_weight="balanced").fit(scale.transform(values), invented)
+    weights = model.coef_[0] / scale.scale_
+    print(f"{sum(invented)} invented, {len(used) - sum(invented)} good ones")
+    for name, weight in zip(WEIGHTS, weights, strict=True):
+        print(f'    "{name}": {weight:.2f},')
+    print(f"BIAS = {model.intercept_[0] - weights @ scale.mean_:.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=51_200)
     parser.add_argument("--slots", type=int, default=256)
     parser.add_argument("--peer-requests", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fit", action="store_true", help="print weights for the filter support, and end")
     options = parser.parse_args(sys.argv[1:])
+    if options.fit:
+        fit_support(options.seed)
+        return
     measure_slots(options.requests, options.slots, options.peer_requests)
     measure_filters(options.seed)
 

@@ -1,9 +1,10 @@
 """Labelled outputs for the filters of data/rephrase: good ones by hand, failures planted in them, a small model's own.
 
-``rephrase_data/clean_a.yaml`` was at hand when patterns and thresholds were chosen, ``clean_b.yaml`` was not. Answers
-of SmolLM2-135M-Instruct to the same sources are in ``real.jsonl``, those to chunks of the default corpus in
-``docs.jsonl`` (with excerpts of the Python documentation, (c) Python Software Foundation, PSF License Version 2); a
-reader labelled each before looking at what a filter says of it.
+``rephrase_data/clean_a.yaml`` was at hand when patterns and thresholds were chosen, ``clean_b.yaml`` was not. Good ones
+of chunks of the default corpus are in ``clean_docs.jsonl``. Answers of SmolLM2-135M-Instruct to the sources of the
+first are in ``real.jsonl``, to chunks of the corpus in ``docs.jsonl`` (both with excerpts of the Python documentation,
+(c) Python Software Foundation, PSF License Version 2); a reader labelled each before looking at what a filter says of
+it. Every line names its half: a was at hand, b was labelled when nothing was changed any more.
 """
 
 # ruff: noqa: SIM905 - a list of words is read as words
@@ -110,13 +111,15 @@ def make_output(source: str, raw: str, style: Style, finish: str = "stop") -> Ou
 def pairs() -> list[Pair]:
     """The rephrases that were written by hand."""
     styles = load_styles([*STYLES, *SMALL_STYLES], [])
-    return [
+    whole = [
         Pair(entry["source"], styles[name], text, file == "clean_b")
         for file in ("clean_a", "clean_b")
         for entry in _read(f"{file}.yaml")
         for name, text in entry.items()
         if name != "source"
     ]
+    short = _lines("clean_docs.jsonl")
+    return whole + [Pair(row["text"], styles[row["style"]], row["written"], row["half"] == "b") for row in short]
 
 
 def _read(name: str) -> list[dict[str, Any]]:
@@ -149,7 +152,7 @@ Planted = tuple[str, str] | None
 
 def truncated(draw: random.Random, pair: Pair) -> Planted:
     words = list(re.finditer(r"\S+", pair.text))
-    last = next(w for w in words[draw.randrange(len(words) // 2, len(words) - 2) :] if w.group()[-1].isalnum())
+    last = draw.choice([word for word in words[len(words) // 2 : -2] if word.group()[-1].isalnum()])
     raw = f"{pair.style.begin}\n{pair.text[: last.end()]}"
     return raw, draw.choice(["length", "stop"])
 

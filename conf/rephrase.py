@@ -21,6 +21,7 @@ class OutputFilterConfig:
     min_language_chars: int = 120  # below it a language is not told by its n-grams
     min_gain: float = -0.35  # quality of the output less that of its source
     min_quality: float = 0.5  # of the output
+    max_doubt: float = 0.4  # probability that prose states what its source does not: data/rephrase/filters/support.py
     min_jaccard: float = 0.7  # of word 5-grams with an original or an earlier output: a near duplicate
 
 

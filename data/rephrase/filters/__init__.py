@@ -17,6 +17,7 @@ from data.rephrase.filters import (
     length,
     refusal,
     repetition,
+    support,
     topic,
 )
 from data.rephrase.filters.kind import Filter, Output
@@ -34,6 +35,7 @@ FILTERS: dict[str, Filter] = {
     "topic": topic,
     "facts": facts,
     "gain": gain,
+    "support": support,
 }
 REASONS = tuple(reason for module in FILTERS.values() for reason in module.REASONS)
 

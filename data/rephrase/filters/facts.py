@@ -10,7 +10,7 @@ import re
 
 from conf.rephrase import OutputFilterConfig
 from data.rephrase.filters.arithmetic import equations, number
-from data.rephrase.filters.kind import Output
+from data.rephrase.filters.kind import CODE, Output
 from data.rephrase.quality import FUNCTION_WORDS
 
 REASONS = ("new_number", "new_name", "lost_numbers", "lost_names")
@@ -51,9 +51,6 @@ VERB = "|".join(  # of one person or thing, as it follows a subject
 )
 SUBJECT = re.compile(rf"(?:^|[.!?:|]['\"\u201d)]*\s+|\n[\s|*#-]*)([A-Z]{SMALL}+) (?=(?:{VERB})\b)")
 NOUN = re.compile(r"(?:ing|ion|ment|ness|ity|ance|ence|age|ure|ism|ship|hood|th|ers?|s)$")  # no name as a rule
-CODE = re.compile(r"(?<![\w.])(?:[A-Za-z_][\w.]*(?=\(\))|[A-Za-z_.]*[A-Za-z]_[A-Za-z]\w*)")
-LITERAL = re.compile(r"\"([^\"\n]{1,40})\"|(?<!\*)\*([^*\s][^*\n]{0,39})\*(?!\*)")  # quoted or emphasised
-KEPT_LITERALS = 0.5
 LABELS = frozenset("question answer problem solution step table markdown faq i".split())
 COUNTED = 3.0  # spelled out, up to this an output may have counted for itself ("the two armies")
 OPENERS = frozenset(
@@ -101,11 +98,6 @@ def subjects(text: str) -> set[str]:
     return {word for word in found - FUNCTION_WORDS - OPENERS - LABELS if not NOUN.search(word)}
 
 
-def _literals(text: str) -> set[str]:
-    """Identifiers of code and short pieces in straight quotes or between stars, in lower case."""
-    return {(a or b).lower() for a, b in LITERAL.findall(text)} | {name.lower() for name in CODE.findall(text)}
-
-
 def _in(name: str, words: list[str]) -> bool:
     """Whether all parts of a name are among words, endings aside."""
     stems = {word[:STEM] for word in words if len(word) >= STEM}
@@ -124,9 +116,6 @@ def judge(output: Output, limits: OutputFilterConfig) -> str:
         return "new_name"
     if not all(output.source_says(name) for name in CODE.findall(text)):
         return "new_name"
-    literals = _literals(source)
-    if sum(literal in text.lower() for literal in literals) < KEPT_LITERALS * len(literals):
-        return "lost_names"
     named = names(source)
     lost = [name for name in named if not _in(name, output.words)]
     if lost and not all(_in(name, output.source_words) for name in subjects(text)):

@@ -11,6 +11,7 @@ from data.rephrase.quality import FUNCTION_WORDS
 from data.rephrase.styles import Style
 from data.steps.minhash import WORD
 
+CODE = re.compile(r"(?<![\w.])(?:[A-Za-z_][\w.]*(?=\(\))|[A-Za-z_.]*[A-Za-z]_[A-Za-z]\w*)")  # identifiers
 STEM = 5  # letters in which content words agree
 
 
@@ -18,6 +19,10 @@ def content(text: str) -> list[str]:
     """The content words of a text in their order, in lower case, endings aside."""
     words = WORD.findall(text.lower())
     return [word[:STEM] for word in words if word not in FUNCTION_WORDS and len(word) > 2]
+
+
+def _has(text: str, phrase: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(phrase.strip().lower())}(?!\w)", text.lower()) is not None
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,11 @@ class Output:
 
     def source_says(self, phrase: str) -> bool:
         """Whether the source has a phrase, as whole words."""
-        wanted = phrase.strip().lower()
-        return re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", self.source.lower()) is not None
+        return _has(self.source, phrase)
+
+    def says(self, phrase: str) -> bool:
+        """Whether the output has a phrase, as whole words."""
+        return _has(self.text, phrase)
 
     @cached_property
     def source_words(self) -> list[str]:

@@ -1,10 +1,8 @@
 """Loops: word 5-grams and whole sentences that come again (rules of Gopher, arXiv 2112.11446), text that compresses.
 
-What the source repeats the output may repeat. Prose that says pairs of content words more often than its source says
-either word goes round in circles, mostly around something of its own.
+What the source repeats the output may repeat.
 """
 
-import itertools
 import re
 import zlib
 from collections import Counter
@@ -18,7 +16,6 @@ from data.steps.repetition import Repetition
 
 REASONS = ("repetition",)
 MEASURE = Repetition()
-PAIRS = 2  # different pairs that prose may not say too often
 MIN_WORDS, LONG = 4, 8  # words of a sentence that counts; of one that may not stand there twice
 RULE = re.compile(r"(?m)^[\s|:-]+$")  # the line under a table's head
 
@@ -30,13 +27,5 @@ def judge(output: Output, limits: OutputFilterConfig) -> str:
     again = any(n > limits.max_loops or (n > 1 and s.count(" ") >= LONG - 1) for s, n in counts.items())
     data = text.encode("utf-8", "replace")
     looped = again or len(data) > limits.max_compression * len(zlib.compress(data))
-    looped |= output.style.form == "prose" and _circles(output) >= PAIRS
     share, own = MEASURE.columns(Documents.of([text, output.source]))["duplicate_5_grams"]
     return "repetition" if looped or share - own > limits.max_repeated_ngrams else ""
-
-
-def _circles(output: Output) -> int:
-    """Pairs of neighbouring content words that the output has twice, and more often than the source either word."""
-    words, source = output.content, Counter(output.source_content)
-    pairs = Counter(itertools.pairwise(words))
-    return sum(n > max(1, min(source[a], source[b])) for (a, b), n in pairs.items())
