@@ -31,7 +31,7 @@ def judge(output: Output, limits: OutputFilterConfig) -> str:
         case "problem":
             return _problem(text)
         case _:
-            return "form" if len(MARKUP.findall(text)) > 1 else ""
+            return "form" if len(MARKUP.findall(text)) > 1 or MARKUP.match(text) else ""
 
 
 def _dialogue(text: str) -> bool:

@@ -1,4 +1,7 @@
-"""The output says what its source says: content words of the source come back, few are its own, endings aside."""
+"""The output says what its source says: content words of the source come back, few are its own, endings aside.
+
+For all forms but prose, which ``support`` judges.
+"""
 
 from conf.rephrase import OutputFilterConfig
 from data.rephrase.filters.kind import Output
@@ -8,6 +11,8 @@ REASONS = ("lost_content", "new_content")
 
 def judge(output: Output, limits: OutputFilterConfig) -> str:
     del limits
+    if output.style.form == "prose":
+        return ""
     wanted, said = set(output.source_content), set(output.content)
     shared = len(wanted & said)
     if shared < output.style.keep_words * len(wanted):
