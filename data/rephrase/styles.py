@@ -44,7 +44,7 @@ class Style:
     max_span: int  # words in a row of the output that the source has; 0: as many as there are
     keep_facts: float  # share of the source's numbers, and of its names, that the output has
     keep_words: float  # share of the source's content words that the output has, endings aside
-    known_words: float  # share of the output's content words that the source has
+    known_words: float  # share of the output's content words that the source has; of all forms but prose
 
     @property
     def digest(self) -> str:

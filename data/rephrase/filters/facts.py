@@ -39,7 +39,7 @@ ENUMERATION = re.compile(
     r"(?im)^[ \t]*(?:[|*#-]+[ \t]*)?(?:(?:step|question|answer|q|a|problem|part|row)?[ \t]*\d{1,2}[.):|])(?=\s|\*|$)"
 )
 STEPS = re.compile(r"(?i)\bsteps? \d{1,2}(?:(?: and |[-\u2013]| to )\d{1,2})?\b")
-INSIDE = re.compile(r"(?<=[a-z0-9,;)'\u2019\"] )(?:the )?[\"(]?([A-Z][\w\u2019'-]+)")
+INSIDE = re.compile(r"(?<=[a-z0-9,;)'\u2019\"] )(?<![.!?][)'\u2019\"] )(?:the )?[\"(]?([A-Z][\w\u2019'-]+)")
 SMALL = r"[a-z\u00c0-\u024f]"
 PAIRS = re.compile(rf"\b([A-Z]{SMALL}+)(?:['\u2019]s\b| (?:and )?(?=[A-Z]{SMALL})| (?=\d+\.\d))")
 VERB = "|".join(  # of one person or thing, as it follows a subject

@@ -1,7 +1,7 @@
 """Weak signs of statements that the source does not make, weighed together; for prose.
 
-Each sign alone is found in good rephrases too; models that invent also copy, in pieces. The weights are a logistic regression on the labelled outputs of
-half a: ``python -m benchmarks.rephrase --fit``.
+Each sign alone is found in good rephrases too; models that invent also copy, in pieces. The weights are a logistic
+regression on the labelled outputs that were at hand for it: ``python -m benchmarks.rephrase --fit`` prints them.
 """
 
 import itertools

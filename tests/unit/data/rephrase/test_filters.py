@@ -1,5 +1,6 @@
 """The filters: each catches its failure, good rephrases pass, and the labelled bench keeps its bounds."""
 
+import math
 from collections import defaultdict
 
 import pytest
@@ -11,6 +12,7 @@ from data.rephrase.filters import FILTERS, REASONS, judge
 from data.rephrase.filters.arithmetic import equations
 from data.rephrase.filters.copying import copied_share, longest_span
 from data.rephrase.filters.facts import names, numbers, spelled
+from data.rephrase.filters.support import signs
 from data.rephrase.styles import load_styles
 
 LIMITS = OutputFilterConfig()
@@ -28,7 +30,9 @@ BAD = {
     "repetition": ("medium", "{good} The road was long and winding all along. The road was long and winding all along.",
                    "stop"),
     "form": ("qa", "{good}\nQuestion: And what then?", "stop"),
-    "topic": ("medium", "Purple elephants sing loudly whenever nobody wants them to do so. ", "stop"),
+    "topic": ("qa", "Question: Who sings?\nAnswer: Purple elephants do, whenever nobody wants them to.", "stop"),
+    "support": ("medium", "This is a bridge. The bridge across the river is a common river bridge, and the common "
+                "river bridge is a bridge across the common river.", "stop"),
     "copying": ("medium", "{source}", "stop"),
     "facts": ("medium", "{good} It cost 987654 dollars.", "stop"),
     "gain": ("medium", "words without any ending or order nouns nouns table river stone", "stop"),
@@ -67,7 +71,7 @@ def test_failures_of_a_small_model_are_rejected() -> None:
     found: dict[str, list[str]] = defaultdict(list)
     for row in model_answers(load_styles([*STYLES, *SMALL_STYLES], [])):
         found[row.label].append(judge(row.output, LIMITS))
-    found.pop(CLEAN)  # two of them: no share
+    found.pop(CLEAN)  # too few for a share
     rejected = {label: sum(map(bool, reasons)) / len(reasons) for label, reasons in found.items()}
     assert {"copied", "truncated", "invented", "repetition", "form", "echo", "boilerplate"} <= set(rejected)
     assert min(rejected.values()) >= 0.95, rejected
@@ -112,10 +116,35 @@ def test_numbers_and_names() -> None:
 
 
 def test_an_output_keeps_content_and_adds_little() -> None:
-    pair = GOOD["medium"]
+    pair = GOOD["qa"]
     others = " ".join({other.source for other in pairs()} - {pair.source})
     for text, reason in (("Bees hold meetings.", "lost_content"), (f"{pair.text} {others}", "new_content")):
         assert FILTERS["topic"].judge(make_output(pair.source, text, pair.style), LIMITS) == reason
+
+
+def test_signs_of_statements_without_support() -> None:
+    style = GOOD["medium"].style
+    source = (
+        'The call "seek" does not close the file. It moves the position, which "tell" returns as a number of bytes.'
+    )
+    copied = signs(make_output(source, source, style))
+    assert copied == pytest.approx(
+        {
+            "words kept": 1 - style.keep_words,
+            "least kept of a sentence": 1 - style.keep_words,
+            "longer": 0.0,
+            "circles": 0.0,
+            "literals lost": 0.0,
+            "negations lost": 0.0,
+            "words copied": 1.0,
+        }
+    )
+    found = signs(make_output(source, 'Files close by "seek". Files close by the call, and files close by it.', style))
+    assert found["circles"] == pytest.approx(math.log(2))  # "files close", of which the source has each word once
+    assert found["literals lost"] == pytest.approx(1 / 3)  # of two
+    assert found["negations lost"] == 1.0
+    assert found["least kept of a sentence"] == pytest.approx(-style.keep_words)  # nothing of the second
+    assert signs(make_output(source, f"{source} {source}", style))["longer"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
