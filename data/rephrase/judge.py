@@ -42,7 +42,8 @@ def judge_answers(config: RunConfig, answered: Manifest, tokenizer: str, scorer:
     wanted, folder = config.rephrase, folder_of(config, "judged")
     styles = {name: dataclasses.asdict(style) for name, style in load_styles(wanted.styles, wanted.style_files).items()}
     limits = dataclasses.asdict(wanted.filters)
-    stage = Stage("rephrase_judge", 2, folder, {"limits": limits, "styles": styles}, answered, keyed=True, store=True)
+    settings = {"limits": limits, "styles": styles}  # one set at a time: all texts in the folder are one corpus
+    stage = Stage("rephrase_judge", 3, folder, settings, answered, overwrite=True, keyed=True)
 
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
         parts = answered.figures["parts"]

@@ -141,6 +141,14 @@ def test_a_style_that_judges_otherwise_asks_nothing(config: RunConfig, tmp_path:
     assert after["short"] > before.get("short", 0)
 
 
+def test_outputs_judged_by_other_limits_are_no_repeats(config: RunConfig) -> None:
+    with chat_server(answer=good_answer) as served:
+        _, _, once = finish(config, ask(config, served))
+        config.rephrase.filters.min_quality = 0.01
+        _, _, again = finish(config, ask(config, served))
+    assert again == once
+
+
 def test_no_more_is_generated_than_a_style_may_keep(config: RunConfig, tmp_path: Path) -> None:
     train_tokenizer([entry["source"] for entry in ENTRIES], 400, tmp_path / "tokenizer")
     curate(config, serial_units)
