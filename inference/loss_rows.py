@@ -41,7 +41,7 @@ class OnePassNorm(nn.Module):
         """[..., dim] to the same shape."""
         rows = x.detach().contiguous().view(-1, len(self._weight))
         out = torch.empty_like(rows)
-        _normalise(rows.numpy(), self._weight, self._eps, self._size, out.numpy())
+        normalise(rows.numpy(), self._weight, self._eps, self._size, out.numpy())
         return out.view(x.shape)
 
 
@@ -58,7 +58,7 @@ class OnePassRotation(Rotation):
 
 
 @numba.njit(cache=True, fastmath={"reassoc", "contract", "nsz"})
-def _normalise(rows: Array, weight: Array, eps: float, size: float, out: Array) -> None:
+def normalise(rows: Array, weight: Array, eps: float, size: float, out: Array) -> None:
     for row in range(rows.shape[0]):
         total = eps * size
         for dim in range(rows.shape[1]):

@@ -10,12 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from conf.errors import ConfigError
 from conf.serving import EngineConfig
+from inference import few_rows
+from inference.few_rows import FEW_ROWS, Array, Reaches
 from inference.paged_attention import PagedCache, StepAttention
 from inference.scheduler import Span
 from inference.skip_decode import active_layers
@@ -43,6 +46,15 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
+class _Few:
+    """What compiled loops need to know of the rows."""
+
+    turns: Array
+    slots: Array
+    reaches: Reaches | None  # where all rows attend over slots of the cache alone
+
+
+@dataclass
 class _Step:
     """What every layer needs to know of the rows."""
 
@@ -51,6 +63,7 @@ class _Step:
     attend: Attend
     cache: PagedCache
     tokens: Tokens | None  # for experts
+    few: _Few | None  # where the rows are few
 
 
 class ModelRunner:
@@ -72,6 +85,8 @@ class ModelRunner:
         self._norm = _Norm(model.norm, self.dtype)
         self._head = linear(model.head.weight.detach().to(self.dtype), None, form, pack)
         self.frequencies = inverse_frequencies(spec.head_dim, spec.rope)
+        if self.dtype == torch.float32:
+            few_rows.warm_up()
 
     @torch.inference_mode()
     def run(self, spans: Sequence[Span], cache: PagedCache) -> Result:
@@ -123,7 +138,11 @@ class ModelRunner:
         described = None
         if self._model is not None:
             described = self._model.describe(torch.tensor(tokens)[None], torch.tensor(positions)[None]).tokens
-        return _Step(turn_T1D, torch.tensor(slots, dtype=torch.int64), attend, cache, described)
+        slots_T, few = torch.tensor(slots, dtype=torch.int64), None
+        if self.dtype == torch.float32 and len(slots) <= FEW_ROWS:
+            reaches = attend.short if isinstance(attend, StepAttention) else None
+            few = _Few(turn_T1D.numpy(), slots_T.numpy(), reaches)
+        return _Step(turn_T1D, slots_T, attend, cache, described, few)
 
     def results(self, spans: Sequence[Span], parts: Sequence[Tensor]) -> Result:
         """What the spans' texts ask for, from the rows of each: the last are those that were computed to the end."""
@@ -159,11 +178,22 @@ class _Norm:
     def __init__(self, norm: torch.nn.RMSNorm, dtype: torch.dtype) -> None:
         assert norm.weight is not None
         self._weight, self._eps = norm.weight.detach().to(dtype), norm.eps or 0.0
+        self._array = self._weight.numpy() if dtype == torch.float32 else None
+        self._number = np.float32(self._eps)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self._array is not None and x.ndim == 2 and len(x) <= FEW_ROWS:
+            return few_rows.norm(x, self._array, self._number)
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(self._eps))
         return (wide * scale).to(x.dtype) * self._weight
+
+    def of_sum(self, x_TE: Tensor, more_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum, and its norm."""
+        if self._array is not None and len(x_TE) <= FEW_ROWS:
+            return few_rows.add_and_norm(x_TE, more_TE, self._array, self._number)
+        x_TE = x_TE + more_TE
+        return x_TE, self(x_TE)
 
 
 class _Layer:
@@ -203,18 +233,25 @@ class _Layer:
         if self._post_norm:
             x_TE = x_TE + self._attention_norm(self._attend(index, x_TE, step))
             return x_TE + self._mlp_norm(self._feed(x_TE, step))
-        x_TE = x_TE + self._attend(index, self._attention_norm(x_TE), step)
-        return x_TE + self._feed(self._mlp_norm(x_TE), step)
+        attended_TE = self._attend(index, self._attention_norm(x_TE), step)
+        x_TE, normed_TE = self._mlp_norm.of_sum(x_TE, attended_TE)
+        return x_TE + self._feed(normed_TE, step)
 
     def _attend(self, index: int, x_TE: Tensor, step: _Step) -> Tensor:
         heads, kv_heads = self._heads, self._kv_heads
         qkv_THD = self._qkv(x_TE).view(x_TE.shape[0], -1, self._width)
-        q_THD, k_TKD, v_TKD = qkv_THD.split((heads, kv_heads, kv_heads), 1)
         if self._head_norms:
-            q_THD.copy_(self._head_norms[0](q_THD))
-            k_TKD.copy_(self._head_norms[1](k_TKD))
-        _rotate(qkv_THD[:, : heads + kv_heads], step.turn_T1D)
-        step.cache.write(index, step.slots_T, qkv_THD[:, heads:])
+            for norm, rows_TND in zip(self._head_norms, qkv_THD.split((heads, kv_heads, kv_heads), 1), strict=False):
+                rows_TND.copy_(norm(rows_TND))
+        if step.few is not None:
+            store, turns, slots = step.cache.array(index), step.few.turns, step.few.slots
+            if step.few.reaches is not None:
+                return self._out(step.few.reaches.turn_keep_attend(qkv_THD, turns, store, slots))
+            few_rows.turn_and_keep(qkv_THD, turns, store, slots)
+        else:
+            _rotate(qkv_THD[:, : heads + kv_heads], step.turn_T1D)
+            step.cache.write(index, step.slots_T, qkv_THD[:, heads:])
+        q_THD, k_TKD, v_TKD = qkv_THD.split((heads, kv_heads, kv_heads), 1)
         q_TKGD = q_THD.unflatten(1, (kv_heads, self._group))
         return self._out(step.attend(index, q_TKGD, k_TKD, v_TKD))
 
@@ -222,7 +259,10 @@ class _Layer:
         if self._experts is not None:
             assert step.tokens is not None
             return self._experts(x_TE[None], step.tokens)[0]
-        gate_TF, up_TF = self._gate_up(x_TE).chunk(2, 1)
+        both_TF = self._gate_up(x_TE)
+        if both_TF.dtype == torch.float32 and len(x_TE) <= FEW_ROWS:
+            return self._down(few_rows.gated(both_TF))
+        gate_TF, up_TF = both_TF.chunk(2, 1)
         return self._down(F.silu(gate_TF).mul_(up_TF))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inference.few_rows import FEW_ROWS, SHORT, Array, Reach, Reaches
 from inference.generation import MAX_RUNS, Generation
 from inference.policies.base import KVPolicy
 from inference.scheduler import Span
@@ -29,6 +30,16 @@ class PagedCache:
         self.kv_heads, self.page_tokens = spec.kv_heads, page_tokens
         self.store = torch.empty(spec.layers, 2 * spec.kv_heads, slots, spec.head_dim, dtype=dtype)
         self._layers = self.store.unbind(0)
+        self._arrays = [layer.numpy() for layer in self._layers] if dtype == torch.float32 else []
+
+    @property
+    def compiled(self) -> bool:
+        """Whether compiled loops can work on it: they have no bf16."""
+        return bool(self._arrays)
+
+    def array(self, layer: int) -> Array:
+        """A layer's keys and values for them, [2 kv_heads, slots, D]."""
+        return self._arrays[layer]
 
     def write(self, layer: int, slots_T: Tensor, kv_TKD: Tensor) -> None:
         """Put keys and values, [rows, 2 kv_heads, D], where they belong."""
@@ -95,9 +106,19 @@ class StepAttention:
 
     def __init__(self, cache: PagedCache, spans: Sequence[Span], dtype: torch.dtype) -> None:
         self.sizes = [len(span.tokens) for span in spans]
-        self._spans, self._told = [], [(span, list(range(len(span.tokens)))) for span in spans]
-        self._page_tokens = cache.page_tokens
+        self._told = [(span, list(range(len(span.tokens)))) for span in spans]
+        self._spans: list[SpanAttention | None] = []
+        self._cache, self._page_tokens = cache, cache.page_tokens
+        reaches: list[Reach] = []
+        first = looped = 0
+        fixed = cache.compiled and all(span.generation.prefill is None for span in spans)
         for span, rows in zip(spans, self.sizes, strict=True):
+            first += rows
+            if fixed and looped + rows <= FEW_ROWS and _is_short(span):
+                looped += rows
+                reaches += _reaches(span, first - rows, cache.page_tokens)
+                self._spans.append(None)
+                continue
             prefill = span.generation.prefill
             if prefill is not None and (attention := prefill.attention(cache, span, dtype)) is not None:
                 self._spans.append(attention)
@@ -108,21 +129,37 @@ class StepAttention:
                 self._spans.append(SpanAttention(past, rows, span.parents, dtype))
             else:
                 self._spans.append(PolicyAttention(past, policy, span.place + span.count, dtype))
+        self._some = Reaches(reaches) if reaches else None
+        self.short = self._some if all(attention is None for attention in self._spans) else None  # all rows are in it
 
     def __call__(self, layer: int, q_TKGD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """Queries [rows, kv_heads, group, D], keys and values [rows, kv_heads, D]; returns [rows, heads * D]."""
-        if len(self._spans) == 1:
+        if self._some is not None:
+            return self._beside_short(self._some, layer, q_TKGD, k_TKD, v_TKD)
+        if len(self._spans) == 1 and self._spans[0] is not None:
             return self._spans[0](layer, q_TKGD, k_TKD, v_TKD)
         rows = (x.split(self.sizes) for x in (q_TKGD, k_TKD, v_TKD))
         parts = zip(self._spans, *rows, strict=True)
-        return torch.cat([attend(layer, q, k, v) for attend, q, k, v in parts])
+        return torch.cat([attend(layer, q, k, v) for attend, q, k, v in parts if attend is not None])
+
+    def _beside_short(self, short: Reaches, layer: int, q_TKGD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        """Short texts in one loop, the others each by itself."""
+        out_TN = q_TKGD.new_empty(q_TKGD.shape[0], q_TKGD.shape[1:].numel())
+        short.attend(q_TKGD, self._cache.array(layer), out_TN)
+        first = 0
+        for attend, rows in zip(self._spans, self.sizes, strict=True):
+            if attend is not None:
+                mine = slice(first, first + rows)
+                out_TN[mine] = attend(layer, q_TKGD[mine], k_TKD[mine], v_TKD[mine])
+            first += rows
+        return out_TN
 
     def flow(self, layer: int, x_TE: Tensor) -> Rows | None:
         """The rows that a layer computes where a strategy changes them; None: those of the layer before."""
         parts = list(x_TE.split(self.sizes))
         changed = False
         for index, (attention, x_SE) in enumerate(zip(self._spans, parts, strict=True)):
-            if (moved := attention.flow(layer, x_SE)) is not None:
+            if attention is not None and (moved := attention.flow(layer, x_SE)) is not None:
                 parts[index], offsets = moved
                 self._told[index] = (self._told[index][0], offsets)
                 changed = True
@@ -138,6 +175,22 @@ class StepAttention:
             found.positions += [positions[at] if at >= 0 else first + at for at in offsets]
             found.slots += [slots[span.place + at] for at in offsets]
         return found
+
+
+def _is_short(span: Span) -> bool:
+    """Whether the span is a few rows, one behind the other, of a short text of which everything is kept and read."""
+    chain = span.parents is None or span.parents == list(range(-1, len(span.tokens) - 1))
+    whole = span.generation.policy is None and span.generation.prefill is None
+    return whole and chain and span.place + len(span.tokens) <= SHORT
+
+
+def _reaches(span: Span, first: int, page_tokens: int) -> list[Reach]:
+    """What each row of a chain sees: the text's tokens up to its own."""
+    found = []
+    for row in range(len(span.tokens)):
+        runs = span.generation.spans(span.place + row + 1, page_tokens)
+        found += [(first + row, start, end) for start, end in runs]
+    return found
 
 
 class SpanAttention:

@@ -10,6 +10,7 @@ import torch
 
 from conf.methods import DRAFTERS
 from conf.serving import EngineConfig
+from inference import model_runner, paged_attention
 from inference.engine import Engine
 from inference.generation import Generation
 from inference.params import SamplingParams
@@ -120,9 +121,26 @@ def drafted_trees(engine: Engine, work: Requests) -> list[list[int]]:
     return found
 
 
+def by_operators(engine: Engine, work: Requests) -> list[list[int]]:
+    """As many rows are computed: without compiled loops."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_runner, "FEW_ROWS", 0)
+        patch.setattr(paged_attention, "FEW_ROWS", 0)
+        return together(engine, work)
+
+
+def texts_too_long(engine: Engine, work: Requests) -> list[list[int]]:
+    """Compiled loops for the shorter texts, beside the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paged_attention, "SHORT", 50)
+        return together(engine, work)
+
+
 Path_ = tuple[EngineConfig, Callable[[Engine, Requests], list[list[int]]]]
 PATHS: dict[str, Path_] = {
     "batched": (TINY, together),
+    "operators for few rows": (TINY, by_operators),
+    "loops beside operators": (TINY, texts_too_long),
     "packed weights": (replace(TINY, pack=True), together),
     "chunks of 7": (replace(TINY, step_tokens=7, mixed_tokens=3), together),
     "rows one by one": (replace(TINY, step_tokens=1), together),

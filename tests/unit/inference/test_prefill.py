@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,17 @@ def all_at_once(engine: Engine, texts: list[Generation]) -> list[list[int]]:
 def rows_of_layers(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> dict[int, list[int]]:
     """The slots that each layer writes from now on."""
     written: dict[int, list[int]] = {layer: [] for layer in range(engine.spec.layers)}
-    write = engine.cache.write
+    runner = engine.runner
+    assert isinstance(runner, ModelRunner)
 
-    def record(layer: int, slots_T: Tensor, kv_TKD: Tensor) -> None:
-        written[layer] += slots_T.tolist()
-        write(layer, slots_T, kv_TKD)
+    def recorded(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def compute(index: int, x_TE: Tensor, step: Any) -> Tensor:
+            written[index] += step.slots_T.tolist()
+            return layer(index, x_TE, step)
 
-    monkeypatch.setattr(engine.cache, "write", record)
+        return compute
+
+    monkeypatch.setattr(runner, "_layers", [recorded(layer) for layer in runner._layers])
     return written
 
 
