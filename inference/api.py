@@ -74,6 +74,7 @@ class Api:
         width = self.runner.engine.spec.dim
         if body.dimensions not in (None, width):
             raise ApiError(400, f"dimensions: this model's embeddings have {width}", "dimensions")
+        self.runner.refuse_if_full()
         prompts = await asyncio.to_thread(self._encoded, body.input, "input")
         job = self.runner.submit(self.runner.prepare(prompts, SamplingParams(max_tokens=1), task="embed"))
         stayed, _ = await self._whole(request, job)
@@ -96,6 +97,7 @@ class Api:
         wanted, most = body.wanted_tokens, self.settings.max_tokens
         if wanted is not None and wanted > most:
             raise ApiError(400, f"max_tokens: {wanted} is more than this server allows ({most})", "max_tokens")
+        self.runner.refuse_if_full()
 
     def _refuse_new_work(self) -> None:
         if self.draining:

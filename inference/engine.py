@@ -4,15 +4,15 @@ import os
 import threading
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from conf.errors import ConfigError, DataError
-from conf.serving import FORMS, EngineConfig
+from conf.errors import DataError
+from conf.serving import EngineConfig
 from data.files import read_json
 from data.tokenize import load_tokenizer
 from inference.attach import attach
@@ -22,14 +22,15 @@ from inference.drafting import BUSY, Drafter, DraftSize
 from inference.generation import Generation, Logprob, Step
 from inference.gguf_files import model_folder
 from inference.grammar import Grammars
-from inference.methods import Methods
 from inference.model_runner import Result, load_runner
+from inference.pace import Pace
 from inference.pages import PagePool
 from inference.params import GREEDY, SamplingParams
 from inference.prefill import Surroundings
 from inference.ranks import RankedRunner, place
 from inference.sampler import log_probabilities
 from inference.scheduler import Scheduler, Span
+from inference.settings import check_settings
 from models.rope import inverse_frequencies
 
 MAX_RUNNING = 8
@@ -85,7 +86,8 @@ class Engine:
         frequencies = inverse_frequencies(self.spec.head_dim, self.spec.rope)
         self._around = Surroundings(self.spec.layers, frequencies, self.pool)
         self.context = min(self.spec.context, pages * page_tokens)
-        self.scheduler = Scheduler(self.pool, max_running, settings.step_tokens, settings.mixed_tokens)
+        pace = Pace(settings.mixed_tokens, settings.mixed_slowdown)
+        self.scheduler = Scheduler(self.pool, max_running, settings.step_tokens, pace)
         self.eos_ids = frozenset({self.tokenizer.eos_id, *_declared_ends(self.folder)})
         self._grammars = Grammars(self.folder / "tokenizer.json", self.spec.vocab_size, self.tokenizer.eos_id)
         self._encoding = threading.Lock()  # the tokenizer is switched between modes
@@ -200,7 +202,11 @@ class Engine:
         if not spans:
             return touched
         self._steps += 1
+        prompts = [span.generation.prefilling for span in spans]
+        start = time.perf_counter()
         result = self.runner.run(spans, self.cache)
+        rows = sum(len(span.tokens) for span, prompt in zip(spans, prompts, strict=True) if prompt)
+        self.scheduler.pace.saw(len(spans) - sum(prompts), rows, time.perf_counter() - start)
         greedy = _greedy_tokens(spans, result)
         for index, span in enumerate(spans):
             generation = span.generation
@@ -331,20 +337,6 @@ class Engine:
         plain, whole = (fast.encode("a", add_special_tokens=added).ids for added in (False, True))
         starts = range(len(whole) - len(plain) + 1)
         return next((whole[:i] for i in starts if whole[i : i + len(plain)] == plain), [])
-
-
-def check_settings(settings: EngineConfig) -> None:
-    """Raises ConfigError for values that no engine can work with."""
-    if settings.dtype not in FORMS:
-        raise ConfigError("engine.dtype", settings.dtype, f"must be one of {', '.join(FORMS)}", "choose one of them")
-    methods = Methods().resolved(settings)
-    if settings.draft_tokens:
-        methods.drafter_for(settings)
-    for item in fields(settings):
-        value = getattr(settings, item.name)
-        least = 0 if item.name in ("kv_tokens", "draft_tokens", "decode_layers") else 1
-        if isinstance(item.default, int) and not isinstance(item.default, bool) and value < least:
-            raise ConfigError(f"engine.{item.name}", value, f"must be a whole number from {least} on", "raise it")
 
 
 def _with_seed(params: SamplingParams, seed: int) -> SamplingParams:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
@@ -16,6 +16,7 @@ class Metrics:
 
     def __init__(self, runner: Runner) -> None:
         self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)  # memory, CPU time and open files
         self.answers = Counter(
             "sundog_requests", "Requests by endpoint and status.", ["endpoint", "status"], registry=registry
         )

@@ -158,6 +158,11 @@ class Runner:
             self._changed.notify_all()
         return job
 
+    def refuse_if_full(self) -> None:
+        """Raises QueueFull where no text has room, so that a request in vain costs next to nothing."""
+        with self._changed:
+            self._check_places(1)
+
     def cancel(self, job: Job) -> None:
         """Drop a job's texts; a step in progress ends first."""
         with self._changed:
@@ -182,12 +187,15 @@ class Runner:
             self.engine.close()
 
     def _check_room(self, generations: Sequence[Generation]) -> None:
-        slots = self.engine.scheduler.max_running + self.max_queue
-        if self.unfinished + len(generations) > slots:
-            raise QueueFull(f"{self.unfinished} texts run or wait, of {slots}", self._retry_sec())
+        self._check_places(len(generations))
         tokens = self._queued_tokens()
         if tokens and tokens + sum(g.prompt_tokens for g in generations) > self.max_queue_tokens:
             raise QueueFull(f"{tokens} prompt tokens wait, of {self.max_queue_tokens}", self._retry_sec())
+
+    def _check_places(self, texts: int) -> None:
+        slots = self.engine.scheduler.max_running + self.max_queue
+        if self.unfinished + texts > slots:
+            raise QueueFull(f"{self.unfinished} texts run or wait, of {slots}", self._retry_sec())
 
     def _queued_tokens(self) -> int:
         return sum(g.prompt_tokens for g in self._jobs if g.computed == 0)

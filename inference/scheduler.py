@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from inference.generation import Generation
+from inference.pace import Pace
 from inference.pages import PagePool, chained
 
 
@@ -71,7 +72,7 @@ class Scheduler:
     pool: PagePool
     max_running: int
     step_tokens: int  # rows of a step without generating texts
-    mixed_tokens: int  # rows of prompts in a step with generating texts
+    pace: Pace  # rows of prompts in a step with generating texts
     draft: Callable[[Generation, int], tuple[list[int], list[int]]] | None = None
     forget: Callable[[Generation], None] | None = None  # told of every text that ends
     waiting: deque[Generation] = field(default_factory=deque)
@@ -106,7 +107,10 @@ class Scheduler:
             if (span := self._decode(generation, spans)) is not None:
                 spans.append(span)
         rows = sum(len(span.tokens) for span in spans)
-        budget = min(self.mixed_tokens, self.step_tokens - rows) if spans else self.step_tokens
+        budget = self.step_tokens
+        if spans:
+            due = self.waiting or any(g.prefilling for g in self.running)
+            budget = min(self.pace.rows(len(spans)), self.step_tokens - rows) if due else 0
         for generation in [g for g in self.running if g.prefilling]:
             budget -= self._prefill(generation, budget, spans)
         while self.waiting and budget > 0 and len(self.running) < self.max_running and self._admit():

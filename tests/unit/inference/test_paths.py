@@ -142,7 +142,7 @@ PATHS: dict[str, Path_] = {
     "operators for few rows": (TINY, by_operators),
     "loops beside operators": (TINY, texts_too_long),
     "packed weights": (replace(TINY, pack=True), together),
-    "chunks of 7": (replace(TINY, step_tokens=7, mixed_tokens=3), together),
+    "chunks of 7": (replace(TINY, step_tokens=7, mixed_tokens=3, mixed_slowdown=0.0), together),
     "rows one by one": (replace(TINY, step_tokens=1), together),
     "preempted": (replace(TINY, kv_tokens=152), preempted),
     "prefix cache": (replace(TINY, prefix_cache=True), warm),

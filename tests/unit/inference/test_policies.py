@@ -47,7 +47,10 @@ def test_the_registry_is_what_the_schema_offers():
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_whole_budget_is_full_attention(policy: str, model_folder: Path, small: Engine):
     expected = together(small, work := requests(small))
-    engine = Engine(model_folder, replace(SMALL, kv_policy=policy, kv_budget=1.0, step_tokens=17, mixed_tokens=5))
+    engine = Engine(
+        model_folder,
+        replace(SMALL, kv_policy=policy, kv_budget=1.0, step_tokens=17, mixed_tokens=5, mixed_slowdown=0.0),
+    )
     assert together(engine, work) == expected
     assert engine.stats.prefix_hit_tokens == 0
     assert engine.pool.remembered == 0  # nothing of a lossy text reaches others

@@ -18,6 +18,7 @@ from inference.engine import Engine
 from inference.generation import Generation
 from inference.methods import Methods
 from inference.model_runner import ModelRunner
+from inference.pace import Pace
 from inference.paged_attention import StepAttention
 from inference.params import SamplingParams
 from inference.prefill import PREFILLS, Surroundings
@@ -92,7 +93,7 @@ def test_the_registry_is_what_the_schema_offers():
 def test_a_whole_budget_is_plain_computing(prefill: str, chunk: int, fresh: Engine, folder: Path):
     prompts = [A + B + C, C + B + B, C]
     expected = [ids(Engine(folder, replace(SMALL, prefix_cache=False)), prompt, plain()) for prompt in prompts]
-    fresh.scheduler.step_tokens, fresh.scheduler.mixed_tokens = chunk, chunk
+    fresh.scheduler.step_tokens, fresh.scheduler.pace = chunk, Pace(chunk, 0.0)
     before = fresh.pool.remembered
     texts = [fresh.start(prompt, asks(prefill, 1.0)) for prompt in prompts]
     assert all_at_once(fresh, texts) == expected

@@ -224,6 +224,10 @@ def test_a_full_queue_is_a_429(app: FastAPI, monkeypatch: pytest.MonkeyPatch):
         assert_error(refused, 429, code="queue_full")
         assert int(refused.headers["retry-after"]) >= 1
         assert (await client.get("/health")).status_code == 200  # the event loop does not wait for the model
+        with monkeypatch.context() as patch:  # what is refused costs no work
+            patch.setattr(app.state.runner.engine, "encode", lambda _: pytest.fail("a refused prompt was encoded"))
+            assert_error(await client.post("/v1/completions", json=request), 429, code="queue_full")
+            assert_error(await client.post("/v1/embeddings", json={"input": "the"}), 429, code="queue_full")
         gate.open()
         answers = await asyncio.gather(*accepted)
         assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 200, 429]
