@@ -25,7 +25,8 @@ class Peer:
         environment = {**os.environ, names[0]: str(threads), names[1]: f"0-{threads - 1}" if threads > 1 else "0"}
         environment |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
         environment.pop("PYTHONPATH", None)
-        command = [str(python), __file__, kind, str(model), str(threads), form]
+        # -P: beside this file are modules of names that the peers import.
+        command = [str(python), "-P", __file__, kind, str(model), str(threads), form]
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )

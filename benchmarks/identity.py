@@ -13,8 +13,6 @@ import hashlib
 import json
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,11 +20,10 @@ from pathlib import Path
 
 import httpx
 import torch
-import torch.distributed as dist
 
 from benchmarks.inference import Prompts, complete, greedy
+from benchmarks.ranks import two_ranks
 from benchmarks.serving import SMALL, TIMEOUT_SEC, TINY, request, serving
-from cluster.local_head import free_port
 from conf.serving import EngineConfig
 from data.tokenize import train_tokenizer
 from inference.engine import Engine
@@ -38,9 +35,6 @@ from models.hf import save_hf
 WORDS = (*FILLER, "two", "people", "walked", "home", "along", "river", "before", "night")
 PLAIN = EngineConfig(prefix_cache=False, kv_tokens=16384)
 AT_ONCE = 8
-FOLLOW = """import json, sys
-from inference.ranks import follow
-follow({"model": sys.argv[1], "engine": json.loads(sys.argv[2])})"""
 
 
 def make_prompts(engine: Engine, count: int) -> Prompts:
@@ -114,21 +108,8 @@ class Ways:
         return found
 
     def two_ranks(self) -> Prompts:
-        settings = {**vars(PLAIN), "ranks": 2}
-        place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        command = [sys.executable, "-c", FOLLOW, str(self.folder), json.dumps(settings)]
-        other = subprocess.Popen(command, env={**os.environ, **place, "RANK": "1"})
-        os.environ |= place | {"RANK": "0"}
-        try:
-            engine = Engine(self.folder, EngineConfig(**settings), AT_ONCE)
-            found = complete(engine, self.prompts, greedy(self.tokens))
-            engine.close()
-            assert other.wait(60) == 0, "the other rank failed"
-        finally:
-            other.kill()
-            other.wait()
-        dist.destroy_process_group()
-        return found
+        with two_ranks(self.folder, PLAIN, AT_ONCE) as engine:
+            return complete(engine, self.prompts, greedy(self.tokens))
 
     def http(self) -> list[list[str]]:
         """The tokens' texts: what the API says of them."""

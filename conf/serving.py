@@ -17,7 +17,7 @@ class EngineConfig:
     pack: bool = True  # keep a second copy of fp32 weights, laid out for 2 to 48 rows
     kv_tokens: int = 0  # tokens that the key-value cache holds; 0: by memory, at most what all running texts can need
     page_tokens: int = 16  # tokens in a page of the cache on each rank
-    step_tokens: int = 512  # rows of one forward pass
+    step_tokens: int = 512  # rows of one forward pass, for each rank
     mixed_tokens: int = 64  # the most prompt rows in a pass that also continues texts
     mixed_slowdown: float = 1.75  # as many of them as make such a pass this many times longer; 0: always the most
     prefix_cache: bool = True  # requests that begin alike share pages

@@ -87,7 +87,8 @@ class Engine:
         self._around = Surroundings(self.spec.layers, frequencies, self.pool)
         self.context = min(self.spec.context, pages * page_tokens)
         pace = Pace(settings.mixed_tokens, settings.mixed_slowdown)
-        self.scheduler = Scheduler(self.pool, max_running, settings.step_tokens, pace)
+        rows = settings.step_tokens * settings.ranks  # a chunk of a prompt is split
+        self.scheduler = Scheduler(self.pool, max_running, rows, pace)
         self.eos_ids = frozenset({self.tokenizer.eos_id, *_declared_ends(self.folder)})
         self._grammars = Grammars(self.folder / "tokenizer.json", self.spec.vocab_size, self.tokenizer.eos_id)
         self._encoding = threading.Lock()  # the tokenizer is switched between modes

@@ -72,7 +72,7 @@ class ModelRunner:
     def __init__(self, model: Decoder, form: str, pack: bool) -> None:
         self.spec = spec = model.spec
         self.dtype = torch.bfloat16 if form == "bf16" else torch.float32
-        self._embedding = model.embed.weight.detach().to(self.dtype)
+        self._embedding = _own(model.embed.weight, self.dtype)
         self._layers = []
         for index in range(spec.layers):
             block = model.layers[index]
@@ -83,7 +83,8 @@ class ModelRunner:
             model.layers[index] = torch.nn.Identity()  # its memory is free before the next one is made
         self._model = model if spec.routed else None  # describes tokens for experts
         self._norm = _Norm(model.norm, self.dtype)
-        self._head = linear(model.head.weight.detach().to(self.dtype), None, form, pack)
+        tied = model.head.weight is model.embed.weight
+        self._head = linear(self._embedding if tied else _own(model.head.weight, self.dtype), None, form, pack)
         self.frequencies = inverse_frequencies(spec.head_dim, spec.rope)
         if self.dtype == torch.float32:
             few_rows.warm_up()
@@ -177,7 +178,7 @@ class _Norm:
 
     def __init__(self, norm: torch.nn.RMSNorm, dtype: torch.dtype) -> None:
         assert norm.weight is not None
-        self._weight, self._eps = norm.weight.detach().to(dtype), norm.eps or 0.0
+        self._weight, self._eps = _own(norm.weight, dtype), norm.eps or 0.0
         self._array = self._weight.numpy() if dtype == torch.float32 else None
         self._number = np.float32(self._eps)
 
@@ -267,8 +268,13 @@ class _Layer:
 
 
 def _module(layer: torch.nn.Linear, dtype: torch.dtype, form: str, pack: bool):
-    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-    return linear(layer.weight.detach().to(dtype), bias, form, pack)
+    bias = None if layer.bias is None else _own(layer.bias, dtype)
+    return linear(_own(layer.weight, dtype), bias, form, pack)
+
+
+def _own(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy: one view of the file that the model was read from would hold all of it in memory."""
+    return weight.detach().to(dtype, copy=True)
 
 
 def _paired_norm(norm: torch.nn.RMSNorm, pairs: Tensor, dtype: torch.dtype) -> _Norm:

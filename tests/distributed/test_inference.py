@@ -22,7 +22,7 @@ from tests.helpers.dist import run_distributed
 from tests.unit.inference.builders import make_folder
 
 LONG = "the cat sat on the mat. the dog sat on the log. " * 16
-SETTINGS = EngineConfig(page_tokens=8, step_tokens=160, kv_tokens=4096)
+SETTINGS = EngineConfig(page_tokens=8, step_tokens=80, kv_tokens=4096)
 
 
 def work(engine: Engine) -> list[Generation]:
