@@ -68,7 +68,7 @@ def run(folder: Path, tokens: int, rounds: int) -> list[Row]:
         times = alternate(runs, rounds)
     seconds = [statistics.median(times[name].wall) for name in runs]
     ratio = median_ratio(times["2 ranks"].wall, times["1 rank"].wall)
-    return [Row(f"four tokens behind a prompt of {tokens}", "s", *seconds, "1 rank", ratio)]
+    return [Row(f"four tokens behind a prompt of {tokens}", "s", seconds[0], seconds[1], "1 rank", ratio)]
 
 
 def main() -> None:

@@ -28,6 +28,8 @@ BUSY = 4  # texts being continued from which on nothing is drafted: the pass is 
 MEMORY = 0.85  # weight of the record against the newest guess
 PROBE = 32  # chances after which a text whose drafts did not pay gets another
 MARGIN = 1.02  # gain below which a draft is not worth its uncertainty
+FIRST_LOSS = 0.25  # of a pass, that a text's drafts may lose before they have gained anything,
+LOSS = 0.01  # and more for each token of its output
 DEPTH = 6  # levels of a draft model's tree at most
 
 
@@ -52,6 +54,14 @@ class DraftSize:
                 best, most_worth = size, worth
         return best
 
+    def gain(self, texts: int, guesses: int, right: int) -> float:
+        """Seconds that a draft saved against as many tokens by passes without one; below 0: that it lost."""
+        return (texts + right) * self.costs[texts] / texts - self.costs[texts + guesses]
+
+    def allowed_loss(self, texts: int, tokens: int) -> float:
+        """Seconds that the drafts of a text with an output of so many tokens may have lost."""
+        return (FIRST_LOSS + LOSS * tokens) * self.costs[texts] / texts
+
 
 class Record:
     """How one text's guesses have fared."""
@@ -60,6 +70,8 @@ class Record:
         self._rates = list(first_rates)
         self.most = 1  # guesses in the next draft
         self.passed = 0  # chances since the last draft
+        self.gained = 0.0  # seconds by all drafts
+        self.texts = 1  # in the pass of the last draft
 
     def rate(self, rank: int) -> float:
         """The share of guesses of this rank that were right where all above them were."""
@@ -96,6 +108,8 @@ class Drafter:
         record = self._records.setdefault(generation, Record(source.first_rates))
         record.passed += 1
         texts, rate = max(1, self._texts()), record.rate(0)
+        if record.gained < -self.size.allowed_loss(texts, generation.completion_tokens):
+            return [], []
         most = min(room, self.size.most)
         level_sec = self._level_sec if isinstance(source, DynamicTree) else 0.0
         depth = self.size.best([rate**level for level in range(1, min(most, DEPTH) + 1)], texts, level_sec)
@@ -106,8 +120,11 @@ class Drafter:
         depth = max(1, min(depth, most))
         start = time.perf_counter()
         draft = source.draft(generation, record.rate, most, depth)
+        record.texts = texts
         if isinstance(source, DynamicTree):
-            taken = (time.perf_counter() - start) / depth
+            taken = time.perf_counter() - start
+            record.gained -= taken
+            taken /= depth
             self._level_sec = MEMORY * self._level_sec + (1 - MEMORY) * taken if self._level_sec else taken
         draft = draft.first(max(self.size.best(draft.chances, texts), int(probing)))
         if not draft.tokens:
@@ -132,6 +149,7 @@ class Drafter:
             return
         record = self._records[generation]
         record.most = 2 + 4 * right if right else 1
+        record.gained += self.size.gain(record.texts, len(tokens) - 1, right)
         if isinstance(source, DynamicTree):
             for level in range(min(right + 1, max(_depths(draft)))):
                 record.judge(0, level < right)

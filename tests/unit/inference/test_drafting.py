@@ -1,4 +1,5 @@
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import torch
 from conf.errors import ConfigError
 from conf.methods import DRAFTERS
 from conf.serving import EngineConfig
-from inference.drafters.base import Successors, grow
+from inference.drafters.base import Draft, Successors, grow
 from inference.drafters.dynamic_tree import DynamicTree
-from inference.drafters.ngram import LONGEST, SHORTEST, Lookup
+from inference.drafters.ngram import LONGEST, SHORTEST, Lookup, Ngram
 from inference.drafters.spectr import acceptance_factor, k_sequential
 from inference.drafters.trie import BRANCH, MATCH, Node, Own
-from inference.drafting import BUSY, PROBE, DraftSize, Record
+from inference.drafting import BUSY, FIRST_LOSS, LOSS, PROBE, Drafter, DraftSize, Record
 from inference.engine import Engine
+from inference.generation import Generation
 from inference.methods import Methods
 from inference.params import SamplingParams
 from models.hf import load_hf, save_hf
@@ -54,6 +56,35 @@ def test_a_draft_is_as_long_as_pays():
     assert cliff.best(sure, 3) == 0
     assert flat.best(sure, 1, sec_per_guess=0.3) < 8
     assert flat.best(sure, 1, sec_per_guess=1.0) == 0  # a draft model that is as slow as the model
+
+
+@pytest.mark.parametrize(("seed", "row"), [(0, 0.2), (1, 0.3), (2, 0.5), (3, 0.1)])
+def test_drafts_never_cost_a_text_more_than_a_little(seed: int, row: float, engine: Engine):
+    """A source that is right for a while, so that drafts grow, and then wrong for long, again and again."""
+    dice, spent, vocab = random.Random(seed), 0.0, engine.spec.vocab_size
+    size = DraftSize({rows: 1.0 + row * (rows - 1) for rows in range(1, 12)}, 6)
+    drafter = Drafter(size, lambda: 1, vocab, None)
+    text = engine.start([1], SamplingParams(max_tokens=900, temperature=0.0, ignore_eos=True))
+    text.drafter = "ngram"
+    lucky = 0
+
+    class Moody(Ngram):
+        def draft(self, generation: Generation, rate: Callable[[int], float], most: int, depth: int) -> Draft:
+            return grow(lambda _: [(2 if lucky > 0 else 3, 0, None)], None, rate, most)
+
+    drafter.sources["ngram"] = Moody()
+    while text.completion_tokens < 900:
+        lucky = dice.randrange(1, 9) if lucky < -dice.randrange(20, 90) else lucky - 1
+        tokens, _ = drafter.propose(text, 900 - text.completion_tokens - 1)
+        right = len(tokens) if lucky > 0 else 0
+        spent += size.costs[1 + len(tokens)]
+        if tokens:
+            drafter.learn(text, [2, *tokens], range(right + 1), torch.empty(0))
+        for _ in range(right + 1):
+            text.accept(2)
+        worst = size.costs[7] - size.costs[1]  # one draft that was begun within bounds
+        assert spent <= text.completion_tokens * (1 + LOSS) + FIRST_LOSS + worst
+    assert drafter.drafted > 0
 
 
 FOLLOWS = {0: [1, 2], 1: [3, 4], 2: [5], 3: [], 4: [], 5: []}
