@@ -18,11 +18,11 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-BACK, AHEAD = 4, 12  # documents before and after the place where a window is full, among which its last are chosen
-WAIT, EARLY = 1.0, 2.0  # places: a document's from the full place on, when it waits for the next window or comes early
-PADDED = 400.0  # a whole window of padding: a hundredth costs as much as two documents that come early
-PADDED_WHOLE = 2000.0  # where cuts do not help against padding
-CUT = 13.0
+BACK, AHEAD = 1, 5  # documents before and after the place where a window is full, among which its last are chosen
+BACK_WHOLE, AHEAD_WHOLE = 4, 12  # where cuts do not help against padding
+WAIT, EARLY = 1.0, 2.5  # places: a document's from the full place on, when it waits for the next window or comes early
+PADDED, PADDED_WHOLE = 180.0, 2000.0  # a whole window of padding
+CUT = 8.5
 QUARTER = 4  # share of a window from which on a document may be cut
 NOBODY = -1
 Ints = npt.NDArray[np.int64]
@@ -78,24 +78,25 @@ def _plan(lengths: Ints, context: int, whole: bool, starts: Ints, ends: Ints) ->
     after = np.arange(1, documents + 2)  # the next document that waits; the head is ``documents``
     after[documents] = 0
     cost, chosen = np.empty(context + 1), np.empty(context + 1, dtype=np.int64)
-    last, sizes = np.empty(BACK + AHEAD, dtype=np.int64), np.empty(BACK + AHEAD, dtype=np.int64)
+    back, ahead = (BACK_WHOLE, AHEAD_WHOLE) if whole else (BACK, AHEAD)
+    last, sizes = np.empty(back + ahead, dtype=np.int64), np.empty(back + ahead, dtype=np.int64)
     carried, offset = NOBODY, 0  # a document that has been cut, and how much of it is placed
     while carried != NOBODY or after[documents] < documents:
         if carried == NOBODY:
             fitting, used, document = 0, 0, after[documents]
             while document < documents and used + lengths[document] <= room:
                 used, fitting, document = used + lengths[document], fitting + 1, after[document]
-            for _ in range(fitting if document == documents else fitting - BACK):  # far from the window's end
+            for _ in range(fitting if document == documents else fitting - back):  # far from the window's end
                 first = after[documents]
                 count = _put(pieces, count, first, 0, lengths[first], window)
                 room, after[documents] = room - lengths[first], after[first]
             if after[documents] == documents:
                 break
             size, document = 0, after[documents]
-            while document < documents and size < min(fitting, BACK) + AHEAD:
+            while document < documents and size < min(fitting, back) + ahead:
                 last[size], sizes[size] = document, lengths[document]
                 size, document = size + 1, after[document]
-            mask, cut = _fill(sizes[:size], min(fitting, BACK), room, context, whole, cost, chosen)
+            mask, cut = _fill(sizes[:size], min(fitting, back), room, context, whole, cost, chosen)
             before = documents
             for place in range(size):
                 document = last[place]

@@ -17,6 +17,7 @@ from data.orders.graph import Array, Graph, Int
 NONE = -1
 NOTHING = -(2**31)
 LEVELS = 64  # at most; each takes a maximal matching, so about log2 of the longest path are used
+STUCK = 16  # a round that joins fewer than one in so many fragments is the last: then joins are followed one by one
 
 
 def match(graph: Graph, links: Array, ends: Array, levels: int = LEVELS) -> None:
@@ -84,7 +85,61 @@ def _match(pointers: Array, edges: Array, bits: int, links: Array, ends: Array, 
                 if choice[low] != NOTHING:
                     pending[left] = low
                     left += 1
+            if left > count - count // STUCK:
+                _follow(pending[:left], level, pointers, edges, bits, ends, cursor, joined, choice, links)
+                break
             count = left
+
+
+@numba.njit(cache=True)
+def _follow(
+    pending: Array,
+    level: int,
+    pointers: Array,
+    edges: Array,
+    bits: int,
+    ends: Array,
+    cursor: Array,
+    joined: Array,
+    choice: Array,
+    links: Array,
+) -> None:
+    """The rest of a level, from join to join: only fragments that wanted what has been joined choose again.
+
+    Rounds would look at all of them for every link of a chain in which each edge waits for the one before, as among
+    copies of one document, whose edges are all alike. Both ways join the same edges.
+    """
+    mask, count = np.uint32((1 << bits) - 1), len(pending)
+    stack, waits = pending.copy(), np.zeros(len(ends), dtype=np.bool_)
+    waits[pending] = True
+    while count:
+        count -= 1
+        low = np.int64(stack[count])
+        waits[low] = False
+        if joined[low] == level or choice[low] == NOTHING:
+            continue
+        start, target = _wanted(low, choice, ends)
+        other = min(target, np.int64(ends[target]))
+        back, wanted = _wanted(other, choice, ends)
+        if choice[other] == NOTHING or wanted != start or back != target:
+            continue
+        touched = (start, np.int64(ends[start]), target, np.int64(ends[target]))
+        for end in touched:
+            joined[end] = level
+        _join(start, target, links, ends)
+        for end in touched:
+            for place in range(pointers[end], pointers[end + 1]):
+                near = np.int64(edges[place] & mask)
+                if ends[near] < 0 or joined[near] == level:
+                    continue
+                chooser = min(near, np.int64(ends[near]))
+                if choice[chooser] == NOTHING or _wanted(chooser, choice, ends)[1] != end:
+                    continue
+                choice[chooser] = _choose(chooser, level, pointers, edges, bits, ends, cursor, joined)
+                if not waits[chooser]:
+                    waits[chooser] = True
+                    stack[count] = chooser
+                    count += 1
 
 
 @numba.njit(cache=True)

@@ -61,6 +61,20 @@ def test_orders_equal_their_oracles(seed: int) -> None:
         assert reference(ids).tolist() == reference_order(ids.tolist())
 
 
+@pytest.mark.parametrize("copies", [40, 150, 400])
+def test_chains_of_equal_edges_are_followed_as_rounds_would(copies: int) -> None:
+    """Copies of one document, each with those that follow it: every edge waits for the one before."""
+    rng = np.random.default_rng(copies)
+    ids = (np.arange(copies)[:, None] + np.arange(1, 7)) % copies
+    ids[rng.random(ids.shape) < 0.1] = -1
+    numbers = rng.permutation(copies) if copies == 150 else np.arange(copies)
+    ids = np.where(ids < 0, -1, numbers[ids])[np.argsort(numbers)].astype(np.int32)
+    weights = np.ones(ids.shape, dtype=np.float32)
+    links, ends = lonely(copies)
+    match(build_graph(Lists([(ids, weights)])), links, ends)
+    assert [set(row) - {-1} for row in links.tolist()] == matching_links(undirected(ids.tolist(), weights.tolist()))
+
+
 @pytest.mark.parametrize("kind", ORDERS)
 def test_ten_thousand_graphs_give_permutations(kind: str) -> None:
     rng = np.random.default_rng(7)
