@@ -1,6 +1,7 @@
 """How related the documents of a window are, for every order and packing of a run's corpus.
 
-    python -m benchmarks.windows runs/data/python_docs [--contexts 8192 32768] [--packings concat soft whole] [--k 20]
+    python -m benchmarks.windows runs/data/python_docs [--contexts 8192 32768] [--packings concat soft whole]
+        [--orders matching] [--k 20]
 
 The folder is a run's ``data.dir`` after ``sundog order``. Columns: mean similarity of consecutive documents; of two
 documents of a window; documents with one of their ``k`` nearest in their window; windows where all have one; the same
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--contexts", type=int, nargs="+", default=[8192])
     parser.add_argument("--packings", nargs="+", choices=PACKINGS, default=list(PACKINGS))
+    parser.add_argument("--orders", nargs="+", choices=list(ORDERS), default=list(ORDERS))
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--compressed", type=int, default=COMPRESSED, help="windows that are compressed")
     arguments = parser.parse_args()
@@ -108,8 +110,8 @@ def main() -> None:
     content = [text.encode() for text in texts]
     print(f"{len(texts):,} documents, {sum(map(len, content)) / 1e6:.1f} MB, k={arguments.k}")
     print(f"{'order':11s}{'packing':8s}{'window':>7s}" + "".join(f"{name:>8s}" for name in COLUMNS))
-    for kind, order in ORDERS.items():
-        path = order(Lists([(ids, similarities)]), own).astype(np.int64)
+    for kind in arguments.orders:
+        path = ORDERS[kind](Lists([(ids, similarities)]), own).astype(np.int64)
         for context in arguments.contexts:
             for packing in arguments.packings:
                 found = measure(path, packing, context, content, judges, arguments.compressed)

@@ -18,11 +18,11 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-BACK, AHEAD = 1, 5  # documents before and after the place where a window is full, among which its last are chosen
+BACK, AHEAD = 2, 6  # documents before and after the place where a window is full, among which its last are chosen
 BACK_WHOLE, AHEAD_WHOLE = 4, 12  # where cuts do not help against padding
-WAIT, EARLY = 1.0, 2.5  # places: a document's from the full place on, when it waits for the next window or comes early
-PADDED, PADDED_WHOLE = 180.0, 2000.0  # a whole window of padding
-CUT = 8.5
+WAIT, EARLY = 1.0, 3.0  # places: a document's from the full place on, when it waits for the next window or comes early
+PADDED, PADDED_WHOLE = 200.0, 4000.0  # a whole window of padding
+CUT = 11.0
 QUARTER = 4  # share of a window from which on a document may be cut
 NOBODY = -1
 Ints = npt.NDArray[np.int64]
