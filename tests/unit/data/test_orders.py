@@ -69,7 +69,7 @@ def test_chains_of_equal_edges_are_followed_as_rounds_would(copies: int) -> None
     ids[rng.random(ids.shape) < 0.1] = -1
     numbers = rng.permutation(copies) if copies == 150 else np.arange(copies)
     ids = np.where(ids < 0, -1, numbers[ids])[np.argsort(numbers)].astype(np.int32)
-    weights = np.ones(ids.shape, dtype=np.float32)
+    weights: Array = np.ones(ids.shape, dtype=np.float32)
     links, ends = lonely(copies)
     match(build_graph(Lists([(ids, weights)])), links, ends)
     assert [set(row) - {-1} for row in links.tolist()] == matching_links(undirected(ids.tolist(), weights.tolist()))
