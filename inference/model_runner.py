@@ -84,7 +84,9 @@ class ModelRunner:
         self._model = model if spec.routed else None  # describes tokens for experts
         self._norm = _Norm(model.norm, self.dtype)
         tied = model.head.weight is model.embed.weight
-        self._head = linear(self._embedding if tied else _own(model.head.weight, self.dtype), None, form, pack)
+        # Logits bear 4 bits worse than any other product.
+        head_form = "int8" if form == "int4" else form
+        self._head = linear(self._embedding if tied else _own(model.head.weight, self.dtype), None, head_form, pack)
         self.frequencies = inverse_frequencies(spec.head_dim, spec.rope)
         if self.dtype == torch.float32:
             few_rows.warm_up()

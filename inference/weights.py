@@ -16,7 +16,7 @@ from conf.errors import ConfigError
 
 PACKED_ROWS = 48
 QUANTISED_ROWS = 12  # above it, restoring the weight is cheaper than the row-by-row kernels
-GROUP = 64
+GROUP = 32
 
 
 class PlainLinear:
