@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import math
-import sys
 import threading
 import time
 from collections import deque
@@ -19,7 +18,6 @@ IDLE_WAIT_SEC = 5.0  # between looks at the queue when nothing is announced; onl
 MAX_RETRY_SEC = 60
 CLOSED_RETRY_SEC = 5  # when another server may be there
 RATE_WINDOW_SEC = 10.0  # over which the speed is averaged
-SWITCH_SEC = 0.0005  # after which the model thread lets the event loop run; Python's 5 ms add up over a request
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +206,6 @@ class Runner:
         return min(MAX_RETRY_SEC, max(1, math.ceil(self._queued_tokens() / rate))) if rate else 1
 
     def _work(self) -> None:
-        sys.setswitchinterval(SWITCH_SEC)
         try:
             while self._take_changes():
                 self._step()
