@@ -184,6 +184,15 @@ def drafting(bench: Bench, tokens: int) -> None:
         bench.add(f"decode with drafts, {name}", tokens, runs)
 
 
+def measured_model(given: Path | None, quick: bool, scratch: Path) -> Path:
+    """The folder of the given model; else of one below ``scratch``, of random weights and the sizes of SmolLM2-135M."""
+    if given is not None:
+        return model_folder(given)
+    train_tokenizer(["the cat sat on the mat and went home. " * 50], 290, scratch / "tokenizer")
+    save_hf(Decoder(TINY if quick else SMOLLM2).initialise(0), scratch / "model", scratch / "tokenizer")
+    return scratch / "model"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny model and few rounds")
@@ -200,11 +209,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     rounds, tokens = (1, 12) if options.quick else (options.rounds, 64)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = model_folder(options.model) if options.model else Path(scratch) / "model"
-        if options.model is None:
-            train_tokenizer(["the cat sat on the mat and went home. " * 50], 290, Path(scratch) / "tokenizer")
-            model = Decoder(TINY if options.quick else SMOLLM2).initialise(0)
-            save_hf(model, folder, Path(scratch) / "tokenizer")
+        folder = measured_model(options.model, options.quick, Path(scratch))
         peers: dict[str, Callable[[str], Peer]] = {}
         if options.llama:
             peers["llama.cpp"] = lambda form: Peer("llama.cpp", options.llama, options.model, options.threads, form)

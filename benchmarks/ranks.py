@@ -20,15 +20,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from benchmarks.inference import SMOLLM2, TINY, complete, greedy
+from benchmarks.inference import complete, greedy, measured_model
 from benchmarks.table import Row, alternate, median_ratio, report
 from cluster.local_head import free_port
 from conf.serving import EngineConfig
-from data.tokenize import train_tokenizer
 from inference.engine import Engine
-from inference.gguf_files import model_folder
-from models.decoder import Decoder
-from models.hf import save_hf
 
 FOLLOW = """import json, sys, torch
 from inference.ranks import follow
@@ -81,10 +77,7 @@ def main() -> None:
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = model_folder(options.model) if options.model else Path(scratch) / "model"
-        if options.model is None:
-            train_tokenizer(["the cat sat on the mat and went home. " * 50], 290, Path(scratch) / "tokenizer")
-            save_hf(Decoder(TINY if options.quick else SMOLLM2).initialise(0), folder, Path(scratch) / "tokenizer")
+        folder = measured_model(options.model, options.quick, Path(scratch))
         rows = run(folder, *((300, 1) if options.quick else (options.tokens, 3)))
     notes = [f"one thread a rank; load average {load:.1f} before and {os.getloadavg()[0]:.1f} after"]
     report(rows, options.json, "A prompt over ranks", notes)

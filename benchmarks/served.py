@@ -24,17 +24,13 @@ import httpx
 import psutil
 import torch
 
-from benchmarks.inference import SMOLLM2, TINY
+from benchmarks.inference import measured_model
 from benchmarks.serving import TIMEOUT_SEC, first_token
 from benchmarks.submitted import ROOT
 from benchmarks.table import Row, compare, report
 from cluster.local_head import free_port
 from conf.serving import EngineConfig
-from data.tokenize import train_tokenizer
 from inference.engine import Engine
-from inference.gguf_files import model_folder
-from models.decoder import Decoder
-from models.hf import save_hf
 
 START_SEC, MEMORY_MB = 30.0, 1500.0  # that are asked for
 WAIT_SEC = 180.0
@@ -92,10 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = model_folder(options.model) if options.model else Path(scratch) / "model"
-        if options.model is None:
-            train_tokenizer(["the cat sat on the mat and went home. " * 50], 290, Path(scratch) / "tokenizer")
-            save_hf(Decoder(TINY if options.quick else SMOLLM2).initialise(0), folder, Path(scratch) / "tokenizer")
+        folder = measured_model(options.model, options.quick, Path(scratch))
         weights = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
         with command(folder, Path(scratch) / "log") as (url, seconds):
             used = memory()

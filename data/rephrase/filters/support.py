@@ -17,6 +17,7 @@ from data.rephrase.filters.kind import CODE, Output, content
 REASONS = ("unsupported",)
 NEGATION = re.compile(r"(?i)\b(?:not|no|none|never|cannot|nor|neither|without|unless|except\w*|\w+n['\u2019]t)\b")
 LITERAL = re.compile(r"\"([^\"\n]{1,40})\"|(?<!\*)\*([^*\s][^*\n]{0,39})\*(?!\*)")  # quoted or emphasised
+PLURAL = re.compile(r"(?<=[a-z]{2})s$")
 MIN_WORDS = 3  # content words of a sentence that counts
 MOST_NEGATIONS = 3
 WEIGHTS = {
@@ -24,7 +25,7 @@ WEIGHTS = {
     "least kept of a sentence": -2.78,
     "longer": 5.62,
     "circles": 2.03,
-    "literals lost": 7.32,
+    "literals lost": 7.29,
     "negations lost": 0.41,
     "words copied": 6.63,
 }
@@ -41,7 +42,7 @@ def signs(output: Output) -> dict[str, float]:
         if len(words := set(content(output.source[start:end]))) >= MIN_WORDS
     ]
     literals = {a or b for a, b in LITERAL.findall(output.source)} | set(CODE.findall(output.source))
-    lost = sum(not (output.says(literal) or output.says(literal.removesuffix("s"))) for literal in literals)
+    lost = sum(not (output.says(literal) or output.says(PLURAL.sub("", literal))) for literal in literals)
     negations = len(NEGATION.findall(output.source)) - len(NEGATION.findall(output.text))
     style = output.style
     return {

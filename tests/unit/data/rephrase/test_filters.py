@@ -144,6 +144,8 @@ def test_signs_of_statements_without_support() -> None:
     assert found["literals lost"] == pytest.approx(1 / 3)  # of two
     assert found["negations lost"] == 1.0
     assert found["least kept of a sentence"] == pytest.approx(-style.keep_words)  # nothing of the second
+    named = signs(make_output('Of "files", "x in s" and "s" all are names.', "A file is a name, x in t too.", style))
+    assert named["literals lost"] == pytest.approx(2 / 4)  # of three; the plural is there
     assert signs(make_output(source, f"{source} {source}", style))["longer"] == pytest.approx(1.0)
 
 
