@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 
 from conf.errors import ConfigError, ResourceError
-from data.rephrase.beside import Ahead, Keeper
+from data.rephrase.beside import Ahead, Keeper, prompt_loop
 from data.rephrase.store import Answer
 
 PASSING = {408, 409, 425, 429}  # and all from 500 on
@@ -106,7 +106,7 @@ def answer_all(
     raise.
     """
     tally = Tally() if tally is None else tally
-    with AnswerKeeper(lambda found: put(dict(found))) as keeper:
+    with prompt_loop(), AnswerKeeper(lambda found: put(dict(found))) as keeper:
         asyncio.run(_answer_all(requests, limits, keeper, tally))
     return tally
 

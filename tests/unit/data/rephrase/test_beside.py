@@ -1,12 +1,14 @@
 """Threads beside an event loop: nothing is lost, nothing is out of order, what fails is raised."""
 
 import asyncio
+import gc
+import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from data.rephrase.beside import Ahead, Keeper
+from data.rephrase.beside import Ahead, Keeper, prompt_loop
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 40])
@@ -126,3 +128,20 @@ def test_what_keep_raises_is_raised_where_it_was_put() -> None:
 
     with pytest.raises(OSError, match="no space for 1"), Keeper(keep) as keeper:
         asyncio.run(run(keeper))
+
+
+def test_a_prompt_loop_leaves_the_process_as_it_was() -> None:
+    def state() -> tuple[int, float, int]:
+        return gc.get_threshold()[0], sys.getswitchinterval(), gc.get_freeze_count()
+
+    def inside() -> None:
+        with prompt_loop():
+            found.append(state())
+            raise KeyboardInterrupt
+
+    found = [state()]
+    with pytest.raises(KeyboardInterrupt):
+        inside()
+    before, during = found
+    assert (during[0] > before[0], during[1] < before[1], during[2] > before[2]) == (True, True, True)
+    assert state() == before
