@@ -1,17 +1,21 @@
 """The connection to a Ray cluster: a local one that lives as long as the command, or one that runs already."""
 
+import http.client
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import ray
 
@@ -22,7 +26,13 @@ from conf.errors import EXIT_TERMINATED, ResourceError
 from conf.schema import ClusterConfig
 
 TCP_TIMEOUT_SEC = 5.0
-PROBE_TIMEOUT_SEC = 15.0
+HTTP_TIMEOUT_SEC = 2.0
+PROBE_TIMEOUT_SEC = 30.0  # Ray's own imports take seconds on a busy machine
+PROBE_POLL_SEC = 0.2
+SAID_BYTES = 2**16
+# What Ray's native client says.
+TOKEN_REFUSED, TOKEN_UNREADABLE, NO_RAYLET = "InvalidAuthToken", "AuthenticationError", "Failed to connect to socket"
+TOKEN_FIX = "export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH)"
 PROBE = "import sys, ray; ray.init(sys.argv[1], logging_level='ERROR', log_to_driver=False); ray.cluster_resources()"
 
 
@@ -46,8 +56,8 @@ def connect(
     own.
 
     Raises:
-        ResourceError: the address does not answer, is no Ray cluster or refuses this client (within about 20 s), or
-            the local cluster does not start.
+        ResourceError: the address does not answer, is no Ray cluster or refuses this client (within about half a
+            minute), or the local cluster does not start.
     """
     if ray.is_initialized():
         yield Connection(ray.get_runtime_context().gcs_address, "", local=False)
@@ -144,27 +154,90 @@ def _callers_signal_handlers() -> Iterator[None]:
 
 
 def check_address(address: str) -> None:
-    """Raise ResourceError unless a Ray cluster answers at ``address`` within about 20 s.
+    """Raise ResourceError unless a Ray cluster answers at ``address`` within about half a minute.
 
     Ray itself waits for minutes on an address that does not answer, and its native client may end the process. So the
     port is tried first, and the handshake runs in a process of its own that can be killed.
     """
+    if address.startswith(("http://", "https://")):
+        raise _http(address)
     host, port = split_address(address)
     if host:
         try:
             socket.create_connection((host, port), TCP_TIMEOUT_SEC).close()
         except OSError as error:
             raise _no_cluster(address, error.strerror or str(error)) from None
-    command = [sys.executable, "-c", PROBE, address]
+        if _speaks_http(host, port):
+            raise _http(address)
+    code, said = _handshake(address, dict(os.environ))
+    if code != 0:
+        raise _refusal(address, said, late=code is None)
+
+
+def takes_any_client(address: str) -> bool:
+    """Whether the cluster there lets in a client whose token nobody has given it: one without authentication does."""
+    others = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN_PATH"}
+    return _handshake(address, others | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})[0] == 0
+
+
+def _handshake(address: str, environment: dict[str, str]) -> tuple[int | None, str]:
+    """The exit code of a process that connects (None: it was late), and what it wrote to its standard error."""
+    with tempfile.TemporaryFile() as said:
+        command = [sys.executable, "-c", PROBE, address]
+        probe = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=said)
+        try:
+            code = _watch(probe, said)
+        finally:
+            probe.kill()
+            probe.wait()
+        said.seek(0)
+        return code, said.read().decode(errors="replace")
+
+
+def _watch(probe: "subprocess.Popen[bytes]", said: IO[bytes]) -> int | None:
+    """The probe's exit code; None: it has had its time, or repeats that its token is refused, as it would for ever."""
+    deadline = time.monotonic() + PROBE_TIMEOUT_SEC
+    while time.monotonic() < deadline and TOKEN_REFUSED.encode() not in os.pread(said.fileno(), SAID_BYTES, 0):
+        try:
+            return probe.wait(PROBE_POLL_SEC)
+        except subprocess.TimeoutExpired:
+            continue
+    return None
+
+
+def _refusal(address: str, said: str, *, late: bool) -> ResourceError:
+    """What the probe's standard error means."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    if TOKEN_REFUSED in said:
+        rule, fix = "a Ray cluster answers there, and refuses this authentication token", f"{TOKEN_FIX} as its head has"
+        return ResourceError("cluster.address", address, rule, fix)
+    if TOKEN_UNREADABLE in said:
+        reason = next((line for line in reversed(lines) if TOKEN_UNREADABLE in line), "").partition(TOKEN_UNREADABLE)[2]
+        return ResourceError("cluster.address", address, reason.strip(": ")[:120], f"{TOKEN_FIX} as its head has")
+    if NO_RAYLET in said:
+        rule = "a Ray cluster answers there, but this machine is none of its nodes"
+        fix = "`sundog submit --address http://HOST:8265 COMMAND` runs it there; `ray start --address` joins it"
+        return ResourceError("cluster.address", address, rule, fix)
+    if late:
+        return _no_cluster(address, f"no Ray handshake in {PROBE_TIMEOUT_SEC:g} s")
+    return _no_cluster(address, lines[-1] if lines else "the probe said nothing")
+
+
+def _http(address: str) -> ResourceError:
+    rule = "an HTTP address, such as a dashboard's; a cluster's own is HOST:PORT of `ray start`"
+    return ResourceError("cluster.address", address, rule, "port 6379 where `ray start` was told no other")
+
+
+def _speaks_http(host: str, port: int) -> bool:
+    connection = http.client.HTTPConnection(host, port, timeout=HTTP_TIMEOUT_SEC)
     try:
-        probe = subprocess.run(command, capture_output=True, timeout=PROBE_TIMEOUT_SEC, check=False)
-    except subprocess.TimeoutExpired as late:
-        said = (late.stderr or b"").decode(errors="replace")
-        rejected = "the cluster refuses the authentication token; " if "InvalidAuthToken" in said else ""
-        raise _no_cluster(address, f"{rejected}no Ray handshake in {PROBE_TIMEOUT_SEC:g} s") from None
-    if probe.returncode != 0:
-        lines = [line for line in probe.stderr.decode(errors="replace").splitlines() if line.strip()]
-        raise _no_cluster(address, lines[-1].strip() if lines else f"the probe exited with {probe.returncode}")
+        connection.request("GET", "/")
+        connection.getresponse()
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+    return True
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -186,10 +259,9 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def _no_cluster(address: str, reason: str) -> ResourceError:
-    hint = "; set RAY_AUTH_TOKEN to the cluster's token" if "uthenticat" in reason or "AuthToken" in reason else ""
     return ResourceError(
         "cluster.address",
         address,
         f"no Ray cluster answers there: {reason[:300]}",
-        f"`ray start --head` on that machine, the right address, or cluster.address='' for a local cluster{hint}",
+        "`ray start --head` on that machine, the right address, or cluster.address='' for a local cluster",
     )

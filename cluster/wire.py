@@ -1,8 +1,9 @@
-"""How fast a machine's links, disk and clock are: short measurements with nothing but sockets and files. No Ray."""
+"""A machine's links, disk, clock and GPUs: short measurements with sockets, files and the driver's tool. No Ray."""
 
 import os
 import socket
 import struct
+import subprocess
 import tempfile
 import threading
 import time
@@ -15,6 +16,7 @@ PIECE = bytes(2**20)
 SENT = bytes(2**16)  # little enough to pass a very slow link before the timeout
 COUNT = struct.Struct("!Q")
 TIMEOUT_SEC = 5.0
+DRIVER_SEC = 5.0
 
 
 class Receiver:
@@ -78,6 +80,16 @@ def disk(folder: Path, seconds: float, most: int = 2**26) -> Disk:
             written += file.write(PIECE)
             os.fsync(file.fileno())
         return Disk(status.f_bavail * status.f_frsize, written / (time.perf_counter() - started), small)
+
+
+def gpu_names() -> list[str]:
+    """Name, memory and driver of every GPU of this machine, as the driver's tool tells them."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=DRIVER_SEC, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.replace(",", "") for line in done.stdout.splitlines() if line.strip()]
 
 
 def clock_offset(theirs: Callable[[], float], tries: int = 5) -> tuple[float, float]:

@@ -4,15 +4,14 @@ import importlib.metadata
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.wire import Disk, Receiver, bandwidth, disk
+from cluster.wire import Disk, Receiver, bandwidth, disk, gpu_names
 from conf.errors import EXIT_DONE, EXIT_RESOURCES, SundogError
 from conf.estimate import parameter_count, vocabulary
 from conf.memory import memory_per_rank
@@ -21,11 +20,11 @@ from data.corpora import open_corpus
 from launch.plan import human_bytes
 
 if TYPE_CHECKING:
-    from cluster.neighbours import Machine
+    from cluster.neighbours import Machine, Silent
 
 OK, NOTE, MISSING = "ok", "note", "missing"
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
-LINK_SEC, DISK_SEC, DRIVER_SEC = 0.3, 0.5, 5.0
+LINK_SEC, DISK_SEC = 0.3, 0.5
 SLOW_LINK, SLOW_DISK = 100e6, 50e6  # bytes a second: about 1 Gbit/s, and a hard disk's half
 CLOCK_SEC = 1.0  # by how much clocks may differ before logs and records of several machines get out of order
 
@@ -78,42 +77,51 @@ def _tested_versions() -> dict[str, str]:
     return {name: version for name, _, version in (line.partition("==") for line in lines) if version}
 
 
-def _processors(config: RunConfig) -> list[Finding]:
+def _devices(config: RunConfig) -> list[Finding]:
+    """CPUs, GPUs, memory and shared memory of this machine, for ranks that run here."""
+    if config.cluster.address:
+        return []  # ``judge_cluster`` looks at those of the machines that it runs on
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    need = config.cluster.ranks * config.cluster.cpus_per_rank
-    if need > cpus and not config.cluster.address:
-        return [
-            Finding("cpus", MISSING, f"{cpus}, but {config.cluster.ranks} ranks need {need:g}", f"cluster.ranks={cpus}")
-        ]
-    return [Finding("cpus", OK, f"{cpus} for {config.cluster.ranks} ranks")]
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return [judge_cpus(cpus, config), _gpus(config), judge_memory(total, config), *_shared_memory(config)]
 
 
-def _gpus(config: RunConfig) -> list[Finding]:
+def judge_cpus(cpus: float, config: RunConfig) -> Finding:
+    """Whether the ranks' CPUs are there."""
+    ranks, each = config.cluster.ranks, config.cluster.cpus_per_rank
+    if ranks * each > cpus:
+        return Finding(
+            "cpus", MISSING, f"{cpus:g}, but {ranks} ranks need {ranks * each:g}", _fewer(cpus, each, "cpus")
+        )
+    return Finding("cpus", OK, f"{cpus:g} for {ranks} ranks")
+
+
+def _fewer(there: float, each: float, what: str) -> str:
+    return f"cluster.ranks={int(there / each)}" if there >= each else f"a machine with {what} (cluster.{what}_per_rank)"
+
+
+def _gpus(config: RunConfig) -> Finding:
     need = config.cluster.gpus_per_rank * config.cluster.ranks
     devices = gpu_names()
     if not devices:
-        state = MISSING if need and not config.cluster.address else NOTE
-        fix = "an NVIDIA driver, or cluster.gpus_per_rank=0" if state == MISSING else ""
-        return [Finding("gpus", state, "no NVIDIA driver answers: ranks run on CPUs", fix)]
+        fix = "an NVIDIA driver, or cluster.gpus_per_rank=0" if need else ""
+        return Finding("gpus", MISSING if need else NOTE, "no NVIDIA driver answers: ranks run on CPUs", fix)
     text = f"{len(devices)}: {', '.join(sorted(set(devices)))}"
-    if need > len(devices) and not config.cluster.address:
-        fix = f"cluster.ranks={int(len(devices) / config.cluster.gpus_per_rank)}"
-        return [Finding("gpus", MISSING, f"{text}; {config.cluster.ranks} ranks need {need:g}", fix)]
-    if not config.cluster.gpus_per_rank:
-        return [Finding("gpus", NOTE, f"{text}; unused", "cluster.gpus_per_rank=1")]
-    if "+cpu" in _version("torch"):
-        return [Finding("gpus", MISSING, f"{text}; torch is built for CPUs", "a CUDA build of torch")]
-    return [Finding("gpus", OK, text)]
+    found = judge_gpus(len(devices), text, config)
+    if need and found.state == OK and "+cpu" in _version("torch"):
+        return Finding("gpus", MISSING, f"{text}; torch is built for CPUs", "a CUDA build of torch")
+    return found
 
 
-def gpu_names() -> list[str]:
-    """Name, memory and driver of every GPU, as the driver's tool tells them."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=DRIVER_SEC, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.replace(",", "") for line in done.stdout.splitlines() if line.strip()]
+def judge_gpus(gpus: float, text: str, config: RunConfig) -> Finding:
+    """Whether the ranks' GPUs are there, and whether there are some that are not asked for."""
+    ranks, each = config.cluster.ranks, config.cluster.gpus_per_rank
+    if ranks * each > gpus:
+        fix = _fewer(gpus, each, "gpus")
+        return Finding("gpus", MISSING, f"{text}; {ranks} ranks need {ranks * each:g}", fix)
+    if gpus and not each:
+        return Finding("gpus", NOTE, f"{text}; unused", "cluster.gpus_per_rank=1")
+    return Finding("gpus", OK, text)
 
 
 def _version(package: str) -> str:
@@ -123,16 +131,23 @@ def _version(package: str) -> str:
         return ""
 
 
-def _memory(config: RunConfig) -> list[Finding]:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def judge_memory(total: int, config: RunConfig) -> Finding:
+    """Whether ``total`` bytes hold the run's ranks."""
     runtime = 600 * 2**20  # a rank's interpreter, torch and Ray worker, as measured on Linux
     need = config.cluster.ranks * (memory_per_rank(config, vocabulary(config)).total + runtime)
     text = f"{human_bytes(total)}, the run needs about {human_bytes(need)}"
-    if need > total and not config.cluster.address:
-        return [
-            Finding("memory", MISSING, text, "trainer.recompute=full, a smaller trainer.micro_batch, or sharding=fsdp")
-        ]
-    return [Finding("memory", OK, text)]
+    fix = "trainer.recompute=full, a smaller trainer.micro_batch, or sharding=fsdp"
+    return Finding("memory", MISSING if need > total else OK, text, fix)
+
+
+def _shared_memory(config: RunConfig) -> list[Finding]:
+    if not Path("/dev/shm").exists():
+        return []
+    free = shutil.disk_usage("/dev/shm").free
+    fix = "a larger /dev/shm (docker --shm-size), or a smaller cluster.object_store_mb"
+    short = free < config.cluster.object_store_mb * 2**20
+    text = f"{human_bytes(free)} free, the object store takes {config.cluster.object_store_mb} MiB"
+    return [Finding("shared memory", NOTE if short else OK, text, fix)]
 
 
 def _disks(config: RunConfig) -> list[Finding]:
@@ -147,12 +162,6 @@ def _disks(config: RunConfig) -> list[Finding]:
             found.append(judge_disk(f"disk of {name}", folder, disk(folder, DISK_SEC), least, checkpoint))
         except OSError as error:
             found.append(Finding(f"disk of {name}", MISSING, f"{folder}: {error.strerror}", f"another {name}"))
-    if Path("/dev/shm").exists():
-        free = shutil.disk_usage("/dev/shm").free
-        fix = "a larger /dev/shm (docker --shm-size), or a smaller cluster.object_store_mb"
-        short = free < config.cluster.object_store_mb * 2**20 and not config.cluster.address
-        text = f"{human_bytes(free)} free, the object store takes {config.cluster.object_store_mb} MiB"
-        found.append(Finding("shared memory", NOTE if short else OK, text, fix))
     return found
 
 
@@ -175,34 +184,72 @@ def _machines(config: RunConfig) -> list[Finding]:
         rate = bandwidth("127.0.0.1", Receiver().port, LINK_SEC)
         own = "one machine, nothing to compare"
         return [judge_link("interconnect", "loopback", rate, config), Finding("clocks", OK, own)]
-    from cluster.neighbours import look  # Ray costs seconds
+    from cluster.connection import takes_any_client  # Ray costs seconds
+    from cluster.neighbours import look
 
     try:
         machines = look(config.cluster, config.run_dir if Path(config.run_dir).exists() else ".")
     except SundogError as error:
         return [Finding("cluster", MISSING, f"{error.field} = {error.value}: {error.rule}", error.fix)]
-    return [finding for machine in machines for finding in judge_machine(machine, config)]
+    found = judge_cluster(machines, config)
+    if takes_any_client(config.cluster.address):
+        fix = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN wherever `ray start` is called"
+        return [*found, Finding("token", NOTE, "whoever reaches the cluster can run code on it", fix)]
+    return [*found, Finding("token", OK, "the cluster takes only clients with its token")]
+
+
+def judge_cluster(machines: Sequence["Machine | Silent"], config: RunConfig) -> list[Finding]:
+    """What the machines have together beside what the ranks need, and what is wrong with each."""
+    from cluster.neighbours import Machine, Silent
+
+    live = [machine for machine in machines if isinstance(machine, Machine)]
+    gpus = sum(machine.gpus for machine in live)
+    found = [
+        judge_cpus(sum(machine.cpus for machine in live), config),
+        judge_gpus(gpus, f"{gpus:g} lent by Ray" if gpus else "Ray has none: ranks run on CPUs", config),
+        judge_memory(sum(machine.memory for machine in live), config),
+    ]
+    for machine in machines:
+        if isinstance(machine, Silent):
+            fix = "look at its raylet and its network, or start Ray there again"
+            found.append(Finding(machine.host, MISSING, machine.reason, fix))
+        else:
+            found += judge_machine(machine, config)
+    return found
 
 
 def judge_machine(machine: "Machine", config: RunConfig) -> list[Finding]:
-    """What is wrong with one machine of the cluster, or one line that all is well."""
+    """What is wrong with one machine of the cluster, after a line that says what it is."""
     ahead, error = machine.clock_sec, machine.clock_error_sec
-    text = f"clock {ahead:+.3f} s (within {error:.3f})"
+    gpus = f"{machine.gpus:g} GPUs" if machine.gpus else "no GPU"
+    clock = f"clock {ahead:+.3f} s (within {error:.3f})"
+    about = f"{machine.cpus:g} CPUs, {gpus}, {human_bytes(machine.memory)}, {clock}"
     found = []
+
+    def wrong(state: str, text: str, fix: str) -> None:
+        found.append(Finding(machine.host, state, text, fix))
+
     if abs(ahead) - error > CLOCK_SEC:
-        found.append(Finding(machine.host, NOTE, text, "synchronise its clock: chronyd or systemd-timesyncd"))
+        wrong(NOTE, clock, "synchronise its clock: chronyd or systemd-timesyncd")
     for name, theirs, ours in (
         ("Python", machine.python, ".".join(map(str, sys.version_info[:3]))),
         ("Ray", machine.ray, _version("ray")),
     ):
         if theirs != ours:
-            found.append(Finding(machine.host, MISSING, f"{name} {theirs}, here {ours}", "the same image everywhere"))
+            wrong(MISSING, f"{name} {theirs}, here {ours}", "the same image everywhere")
+    if len(machine.gpu_names) > machine.gpus:
+        shown = f"its driver shows {len(machine.gpu_names)} GPUs, Ray lends {machine.gpus:g}"
+        wrong(NOTE, shown, "`ray start --num-gpus`, or CUDA_VISIBLE_DEVICES where it was started")
     if isinstance(machine.disk, str):
-        fix = "run_dir on a file system that all machines share"
-        found.append(Finding(machine.host, MISSING, machine.disk, fix))
-    if machine.rate is not None:
+        wrong(MISSING, machine.disk, "run_dir on a file system that all machines share")
+    else:
+        about += f", {human_bytes(machine.disk.free)} free and {human_bytes(machine.disk.rate)}/s for run_dir"
+    if isinstance(machine.rate, str):
+        fix = "open the ports between the machines: ranks listen on any"
+        wrong(MISSING, f"the next machine is out of reach: {machine.rate}", fix)
+    elif machine.rate is not None:
         found.append(judge_link(machine.host, "to the next machine", machine.rate, config))
-    return found or [Finding(machine.host, OK, text)]
+    return [Finding(machine.host, OK, about), *found]
 
 
 def judge_link(subject: str, where: str, rate: float, config: RunConfig) -> Finding:
@@ -267,9 +314,7 @@ def _corpus(config: RunConfig) -> list[Finding]:
 CHECKS: tuple[Callable[[RunConfig], list[Finding]], ...] = (
     _python,
     _packages,
-    _processors,
-    _gpus,
-    _memory,
+    _devices,
     _disks,
     _ports,
     _secrets,
@@ -285,9 +330,10 @@ def diagnose(config: RunConfig) -> list[Finding]:
 
 def main(name: str, config: RunConfig) -> int:
     findings = diagnose(config)
+    width = max(len(finding.subject) for finding in findings)
     for finding in findings:
         fix = f"  fix: {finding.fix}" if finding.fix and finding.state != OK else ""
-        print(f"{finding.state:<8} {finding.subject:<18} {finding.text}{fix}")
+        print(f"{finding.state:<8} {finding.subject:<{width}} {finding.text}{fix}")
     missing = sum(finding.state == MISSING for finding in findings)
     print(f"{missing} missing" if missing else "ready")
     return EXIT_RESOURCES if missing else EXIT_DONE

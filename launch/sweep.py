@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from conf.errors import (
     EXIT_BUG,
@@ -58,6 +59,7 @@ class Job:
     seconds: float = 0.0
     exit_code: int = EXIT_DONE
     message: str = ""
+    variant: str = ""  # of sweep.variants; losers are told among jobs of the same one
 
 
 class Sweep:
@@ -81,14 +83,15 @@ class Sweep:
         self._sign = 1 if goal(config.sweep.metric) == MINIMIZE else -1
         self._configs: dict[str, RunConfig] = {}  # by run folder
         self._values: dict[str, dict[int, float]] = {}  # run folder -> step -> metric
+        self._before = _recorded(self.folder / RESULTS)
 
     def batch(self, batch: Sequence[Sequence[str]]) -> list[float | Exception]:
         """Run jobs side by side, each proposal once with every variant; returns when all have ended.
 
         For each proposal its metric, the mean over the variants, or why it has none.
         """
-        variants = [variant.split() for variant in self._settings.variants] or [[]]
-        proposals = [[self._job([*overrides, *variant]) for variant in variants] for overrides in batch]
+        variants = self._settings.variants or [""]
+        proposals = [[self._job(overrides, variant) for variant in variants] for overrides in batch]
         jobs = [job for proposal in proposals for job in proposal]
         self.jobs += jobs
         with ThreadPoolExecutor(min(len(jobs), MAX_THREADS), thread_name_prefix="sweep") as pool:
@@ -101,19 +104,25 @@ class Sweep:
         self.refresh()
         return [self._outcome(proposal) for proposal in proposals]
 
-    def _job(self, overrides: list[str]) -> Job:
+    def _job(self, proposal: Sequence[str], variant: str) -> Job:
+        overrides = [*proposal, *variant.split()]
         own = [override for override in overrides if override.partition("=")[0] not in self._fixed]
         label = re.sub(r"[^\w.=,+-]+", "-", ",".join(own)) or "only"
         run_dir, name = str(self.folder / label), f"{self._config.name}-{label}"
         arguments = [*overrides, f"name='{name}'", f"run_dir='{run_dir}'", f"tracker.group='{self._config.name}'"]
         config = load_config(arguments)
         self._configs[run_dir] = config
-        return Job(label, arguments, run_dir, config.trainer.steps)
+        return Job(label, arguments, run_dir, config.trainer.steps, variant=variant)
 
     def _follow(self, job: Job) -> None:
-        if self._finished(job):
-            job.state, job.message = "done", "was done before"
-            return
+        if self._same(job):
+            if read_json(Path(job.run_dir) / "status.json").get("state") == "done":
+                job.state, job.message = "done", "was done before"
+                return
+            before = self._before.get(job.run_dir, {})
+            if before.get("state") == "pruned":
+                job.state, job.message, job.seconds = "pruned", before["message"], before["seconds"]
+                return
         try:
             need = self._room.need(self._configs[job.run_dir].cluster)
             with self._room.lend(need, self._stop) as lent:
@@ -127,20 +136,18 @@ class Sweep:
     def _do(self, job: Job) -> None:
         job.state, start = "running", time.monotonic()
         job.exit_code = self._run(job.arguments, Path(job.run_dir) / LOG, lambda: self._wants_stop(job))
+        if job.state == "pruned" and job.exit_code == EXIT_DONE:
+            job.state, job.message = "done", ""  # it came to its end before the request reached it
         if job.state == "running":
             stopped = job.exit_code == EXIT_STOPPED or (job.exit_code in SIGNALLED and self._stop())
             job.state = "done" if job.exit_code == EXIT_DONE else "stopped" if stopped else "failed"
             job.message = _reason(Path(job.run_dir) / LOG) if job.state == "failed" else ""
         job.seconds = time.monotonic() - start
 
-    def _finished(self, job: Job) -> bool:
-        """Whether the run folder holds this very job, done."""
+    def _same(self, job: Job) -> bool:
+        """Whether the run folder holds this very job, started before."""
         config, status = Path(job.run_dir) / "config.yaml", Path(job.run_dir) / "status.json"
-        if not (config.is_file() and status.is_file()):
-            return False
-        return (
-            config.read_text("utf-8") == dump(self._configs[job.run_dir]) and read_json(status).get("state") == "done"
-        )
+        return config.is_file() and status.is_file() and config.read_text("utf-8") == dump(self._configs[job.run_dir])
 
     def _wants_stop(self, job: Job) -> int:
         if job.state == "running" and (reason := self._loses(job)):
@@ -148,12 +155,13 @@ class Sweep:
         return int(self._stop() or job.state == "pruned")
 
     def _loses(self, job: Job) -> str:
-        """The median rule (Golovin et al. 2017): worse than half of the other jobs were at the same step."""
+        """The median rule (Golovin et al. 2017): worse than half of the variant's other jobs were at the same step."""
         mine = self._values.get(job.run_dir, {})
         if self._settings.early_stop != "median" or not mine or max(mine) < self._settings.grace_steps:
             return ""
         step = max(mine)
-        others = [values[step] for folder, values in self._values.items() if folder != job.run_dir and step in values]
+        rivals = [other.run_dir for other in self.jobs if other is not job and other.variant == job.variant]
+        others = [values[step] for folder in rivals if step in (values := self._values.get(folder, {}))]
         if len(others) < RIVALS or step >= job.steps:
             return ""
         middle = statistics.median(others)
@@ -182,6 +190,11 @@ class Sweep:
             return statistics.mean(values)
         job = next(job for job in jobs if job.state not in ("done", "pruned") or job.value is None)
         return JobFailed(f"{job.label}: {job.state} {job.message}")
+
+
+def _recorded(results: Path) -> dict[str, dict[str, Any]]:
+    """What the sweep's folder says of the jobs of an earlier command, by run folder."""
+    return {job["run_dir"]: job for job in read_json(results)["jobs"]} if results.is_file() else {}
 
 
 def _reason(log: Path) -> str:

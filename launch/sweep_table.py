@@ -13,6 +13,8 @@ from launch.progress import format_seconds
 if TYPE_CHECKING:
     from launch.sweep import Job
 
+PIPED_WIDTH = 1000
+
 
 def render(jobs: "Sequence[Job]", metric: str, lowest_first: bool) -> Table:
     """The jobs as a table, the best value of the metric first, those without one last."""
@@ -50,4 +52,5 @@ def table(metric: str, lowest_first: bool) -> "Iterator[Callable[[Sequence[Job]]
         yield show
     finally:
         if latest:
-            console.print(render(latest[0], metric, lowest_first), highlight=False)
+            wide = Console(width=PIPED_WIDTH)  # as wide as its lines: a log is searched, not looked at
+            wide.print(render(latest[0], metric, lowest_first), highlight=False)

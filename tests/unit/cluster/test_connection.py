@@ -1,12 +1,15 @@
 """Connections: shared, refused, and never outlived by a process."""
 
+import http.server
 import json
 import os
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster import local_head
+from cluster import connection, local_head
 from cluster.connection import Connection, connect, split_address
 from cluster.local_head import TEMP_PREFIX, temporary_folder
 from conf.errors import EXIT_TERMINATED, ResourceError
@@ -127,8 +130,8 @@ with connect(ClusterConfig()):
 
 def refusal(address: str) -> ResourceError:
     """Connect to ``address`` in a thread of this test, with Ray not initialised, and return the error."""
-    script = "import sys, pickle\nfrom cluster.connection import check_address\n" + (
-        "try: check_address(sys.argv[1])\nexcept Exception as e: sys.stdout.buffer.write(pickle.dumps(e))\n"
+    script = "import sys, pickle\nfrom cluster import connection\nconnection.PROBE_TIMEOUT_SEC = 5.0\n" + (
+        "try: connection.check_address(sys.argv[1])\nexcept Exception as e: sys.stdout.buffer.write(pickle.dumps(e))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, address], cwd=ROOT, capture_output=True, timeout=60, check=True
@@ -152,6 +155,32 @@ def test_a_server_that_is_no_ray_cluster_is_refused(mute_server: int) -> None:
     assert "no Ray handshake" in error.rule
 
 
+def test_a_dashboard_is_no_cluster_address() -> None:
+    with socketserver.TCPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = f"127.0.0.1:{server.server_address[1]}"
+        errors = [refusal(where), refusal(f"http://{where}")]
+        server.shutdown()
+    for error in errors:
+        assert "an HTTP address" in error.rule
+        assert "6379" in error.fix
+
+
+@pytest.mark.parametrize(
+    ("said", "rule", "fix"),
+    [
+        ("W gcs_client.cc:210: RPC error: InvalidAuthToken: Authentication token", "refuses", "RAY_AUTH_TOKEN"),
+        ("C raylet_ipc_client.cc:85: Failed to connect to socket at address:/r\n_start", "none of its", "submit"),
+        ("ray.exceptions.AuthenticationError: RAY_AUTH_TOKEN_PATH is set but\n", "is set but", "RAY_AUTH_TOKEN"),
+        ("first\nlast\n", "last", "ray start --head"),
+    ],
+)
+def test_what_ray_says_becomes_a_reason_and_its_fix(said: str, rule: str, fix: str) -> None:
+    error = connection._refusal("10.0.0.1:6379", said, late=False)
+    assert rule in error.rule
+    assert fix in error.fix
+
+
 def test_a_cluster_with_another_token_is_refused(ray_cluster: Connection) -> None:
     script = f"""
 from cluster.connection import connect
@@ -159,6 +188,7 @@ from conf.schema import ClusterConfig
 with connect(ClusterConfig(address={ray_cluster.address!r})):
     pass
 """
+    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
@@ -169,7 +199,9 @@ with connect(ClusterConfig(address={ray_cluster.address!r})):
         check=False,
     )
     assert "ResourceError" in done.stderr
+    assert "refuses this authentication token" in done.stderr
     assert "RAY_AUTH_TOKEN" in done.stderr
+    assert time.monotonic() - started < connection.PROBE_TIMEOUT_SEC, "it is refused at once"
 
 
 def test_a_running_cluster_gets_the_code(ray_cluster: Connection, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.neighbours import Machine
-from cluster.wire import Disk, Receiver, bandwidth, clock_offset, disk
+from cluster.neighbours import Machine, Silent
+from cluster.wire import Disk, Receiver, bandwidth, clock_offset, disk, gpu_names
 from conf.schema import RunConfig
 from launch import doctor
-from launch.doctor import MISSING, NOTE, OK, diagnose, gpu_names, judge_disk, judge_link, judge_machine
+from launch.doctor import MISSING, NOTE, OK, diagnose, judge_cluster, judge_disk, judge_link, judge_machine
 from launch.preflight import load_config
 
 HERE = Disk(10**12, 1e9, 1e-3)
@@ -34,7 +34,9 @@ def machine() -> Machine:
     import platform
     from importlib.metadata import version
 
-    return Machine("b", platform.python_version(), version("ray"), 0.01, 0.002, 1e9, HERE)
+    return Machine(
+        "b", platform.python_version(), version("ray"), 2.0, 0.0, (), 2**34, 0.01, 0.002, 1e9, HERE
+    )  # what nothing is wrong with
 
 
 def found(config: RunConfig, subject: str) -> doctor.Finding:
@@ -112,12 +114,17 @@ def test_a_disk_must_hold_and_take_the_checkpoints(seen: Disk, state: str, said:
 
 
 def test_what_is_wrong_with_a_machine_is_named(config: RunConfig, machine: Machine) -> None:
-    assert [finding.state for finding in judge_machine(machine, config)] == [OK]
+    assert [finding.state for finding in judge_machine(machine, config)] == [OK, OK], "itself and its link"
+    (about, _) = judge_machine(machine, config)
+    for said in ("2 CPUs", "no GPU", "16.0 GiB", "clock +0.010 s", "for run_dir"):
+        assert said in about.text
     wrong = {
         "clock": replace(machine, clock_sec=-4.0),
         "Python": replace(machine, python="3.9.0"),
         "Ray": replace(machine, ray="2.0.0"),
         "denied": replace(machine, disk="/x: Permission denied"),
+        "out of reach": replace(machine, rate="10.0.0.2: timed out"),
+        "Ray lends 0": replace(machine, gpu_names=("NVIDIA H200", "NVIDIA H200")),
     }
     for said, one in wrong.items():
         texts = [finding.text for finding in judge_machine(one, config) if finding.state != OK]
@@ -126,6 +133,34 @@ def test_what_is_wrong_with_a_machine_is_named(config: RunConfig, machine: Machi
     unsure = replace(machine, clock_sec=-4.0, clock_error_sec=3.5)
     assert all(finding.state == OK for finding in judge_machine(unsure, config)), "the answer took too long to tell"
     assert judge_link("b", "there", 1e6, config).state == NOTE
+
+
+def test_a_cluster_needs_the_devices_of_all_ranks(config: RunConfig, machine: Machine) -> None:
+    def states(ranks: int, gpus: float) -> dict[str, tuple[str, str]]:
+        config.cluster.ranks, config.cluster.gpus_per_rank = ranks, gpus
+        return {f.subject: (f.state, f.fix) for f in judge_cluster([machine, replace(machine, gpus=1.0)], config)}
+
+    assert states(4, 0)["cpus"][0] == OK
+    assert states(5, 0)["cpus"] == (MISSING, "cluster.ranks=4")
+    assert states(1, 1.0)["gpus"][0] == OK
+    assert states(2, 1.0)["gpus"] == (MISSING, "cluster.ranks=1")
+    assert states(2, 2.0)["gpus"] == (MISSING, "a machine with gpus (cluster.gpus_per_rank)")
+    assert states(1, 0)["gpus"][0] == NOTE, "there is one that is not used"
+    config.trainer.batch = config.trainer.micro_batch = 10**6
+    assert states(1, 0)["memory"][0] == MISSING
+
+
+def test_a_machine_that_does_not_answer_is_named(config: RunConfig, machine: Machine) -> None:
+    finding = judge_cluster([machine, Silent("c (10.0.0.3)", "no answer in 40 s")], config)[-1]
+    assert (finding.subject, finding.state, finding.text) == ("c (10.0.0.3)", MISSING, "no answer in 40 s")
+    assert "raylet" in finding.fix
+
+
+def test_a_cluster_is_judged_by_its_own_machines(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.cluster.address = "10.0.0.1:6379"
+    monkeypatch.setattr(doctor, "CHECKS", [c for c in doctor.CHECKS if c.__name__ != "_machines"])
+    subjects = {finding.subject for finding in diagnose(config)}
+    assert not subjects & {"cpus", "gpus", "memory", "shared memory"}, "ranks do not run on this machine"
 
 
 def test_graphics_cards_are_counted(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

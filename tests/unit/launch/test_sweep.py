@@ -13,6 +13,7 @@ from launch.multirun import OPTUNA, load_sweep, multirun
 from launch.preflight import dump, load_config
 from launch.room import Need, Room
 from launch.sweep import LOG, RESULTS, Job, Run, Sweep
+from launch.sweep_table import table
 
 STEPS = 20
 COMPOSING = threading.Lock()  # Hydra composes in one thread at a time; a real job does it in a process of its own
@@ -109,9 +110,61 @@ def test_the_median_rule_stops_losers_only(tmp_path: Path) -> None:
     losses = {"good": {1: 3.0, 2: 2.0}, "fair": {1: 2.0, 2: 2.4}, "poor": {1: 2.5, 2: 2.9}, "young": {1: 9.0}}
     found._values = losses
     jobs = {name: Job(name, [], name, steps=10) for name in losses}
+    found.jobs = list(jobs.values())
     assert {name for name, job in jobs.items() if found._loses(job)} == {"poor"}
     del losses["fair"]
     assert not found._loses(jobs["poor"]), "one rival is no field"
+
+
+def test_the_median_rule_compares_a_variant_with_itself(tmp_path: Path) -> None:
+    settings = ["sweep.early_stop=median", f"run_dir='{tmp_path}'"]
+    found = Sweep(load_config(settings), [], Runs(), room=ROOM, show=lambda jobs: None)
+    found.jobs = [
+        Job(f"{size}{n}", [], f"{size}{n}", 10, variant=size) for size in ("large", "small") for n in (1, 2, 3)
+    ]
+    found._values = {
+        job.run_dir: {1: (3.0 if job.variant == "large" else 5.0) + int(job.label[-1])} for job in found.jobs
+    }
+    assert {job.label for job in found.jobs if found._loses(job)} == {"large3", "small3"}
+
+
+def test_a_loser_that_was_done_before_it_could_be_stopped_is_done(tmp_path: Path) -> None:
+    run = Runs()
+
+    def to_the_end(arguments: list[str], log: Path, stop: Callable[[], int]) -> int:
+        run(arguments, log, lambda: 0)
+        assert stop()
+        return EXIT_DONE
+
+    found = Sweep(load_config([f"run_dir='{tmp_path}'"]), [], to_the_end, room=ROOM, show=lambda jobs: None)
+    found._loses = lambda job: "worse"  # type: ignore[method-assign]
+    found.batch([["trainer.lr=0.01"]])
+    assert [(job.state, job.message) for job in found.jobs] == [("done", "")]
+
+
+def test_losers_stay_stopped_when_a_sweep_goes_on(tmp_path: Path) -> None:
+    arguments = ["trainer.lr=0.01,0.02,0.03", "sweep.early_stop=median"]
+    sweep(tmp_path, arguments, Runs())
+    kept = json.loads((tmp_path / RESULTS).read_text())
+    kept["jobs"][0] |= {"state": "pruned", "message": "9 at step 5, median 3", "seconds": 7.0}
+    (tmp_path / RESULTS).write_text(json.dumps(kept))
+    (tmp_path / "trainer.lr=0.01" / "status.json").write_text(json.dumps({"state": "stopped"}))
+    again = Runs()
+    found = sweep(tmp_path, arguments, again)
+    assert again.started == []
+    job = found.jobs[0]
+    assert (job.state, job.message, job.value) == ("pruned", "9 at step 5, median 3", pytest.approx(1e-4))
+    sweep(tmp_path, [*arguments[:1], "sweep.early_stop=none"], again)
+    assert 0.01 in again.started, "nothing is to be stopped any more"
+
+
+def test_a_piped_table_has_a_line_for_each_job(capsys: pytest.CaptureFixture[str]) -> None:
+    label = "trainer.lr=0.0001,sequence=bidirectional_ring,cluster.ranks=2"
+    with table("eval/loss", lowest_first=True) as show:
+        show([Job(label, [], "a", 10, "failed", message="data error: " + 80 * "x")])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert label in last
+    assert 80 * "x" in last
 
 
 def test_optuna_searches_towards_the_minimum_and_resumes(tmp_path: Path) -> None:
