@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-NUMBER = re.compile(r"-|[-+]?[\d,]+(?:\.\d+)?%?")
+NUMBER = re.compile(r"-|[-+]?[\d,]+(?:\.\d+)?(?:e[-+]?\d+)?[%kMBT]?")
 
 
 def png(figure: Figure) -> bytes:
@@ -34,11 +34,15 @@ def _row(row: Sequence[Any], tag: str, numeric: Sequence[bool]) -> str:
 
 
 def table(rows: Sequence[Sequence[Any]], head: Sequence[str] = ()) -> str:
-    """Return an HTML table; the cells are escaped, columns that hold numbers alone end at the right."""
+    """Return an HTML table; the cells are escaped, columns that hold numbers alone end at the right.
+
+    One that is wider than the page scrolls by itself.
+    """
     columns = list(zip(*rows, strict=True)) or [()] * len(head)
     numeric = [bool(column) and all(NUMBER.fullmatch(str(cell)) for cell in column) for column in columns]
     top = f"<thead>{_row(head, 'th', numeric)}</thead>" if head else ""
-    return f"<table>{top}<tbody>{''.join(_row(row, 'td', numeric) for row in rows)}</tbody></table>"
+    body = f"<tbody>{''.join(_row(row, 'td', numeric) for row in rows)}</tbody>"
+    return f"<div class=wide><table>{top}{body}</table></div>"
 
 
 def tiles(facts: Sequence[tuple[str, str]]) -> str:
@@ -80,6 +84,7 @@ h1 { margin: 0; } h2 { margin: 2rem 0 .5rem; font-size: 1.1rem; } .muted { color
 .pictures { margin-top: 1rem; display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: 1rem;
   align-items: start; }
 .pictures img { width: 100%; border: 1px solid #e3e6ea; border-radius: 8px; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; max-width: 100%; } th, td { text-align: left; vertical-align: top;
   padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #e3e6ea; white-space: pre-wrap;
   overflow-wrap: break-word; max-width: 30rem; }

@@ -1,6 +1,10 @@
 """What a whole run and its export leave in Weights & Biases, offline, read back from the files."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,7 @@ import pytest
 from conf.schema import RunConfig
 from tests.distributed.training_runs import Recorder, make_config, make_data
 from tests.helpers import wandb_file
+from tests.helpers.wandb_server import Server, wandb_server
 from trainers.export import export
 from trainers.metrics import METRICS
 from trainers.pretrain import run
@@ -65,6 +70,34 @@ def test_metrics_tables_and_pictures_are_there(told: list[Any], config: RunConfi
     for name in ("loss", "loss_by_position", "throughput", "memory"):
         path = json.loads(values[f"pictures/{name}/path"][-1])
         assert (folder / "files" / path).read_bytes().startswith(b"\x89PNG")
+
+
+def sync(folders: list[Path], server: Server, tmp_path: Path) -> None:
+    """`wandb sync`, as a user runs it, in copies of the folders."""
+    program = Path(sys.executable).with_name("wandb")
+    environment = os.environ | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": 40 * "a", "WANDB_DIR": str(tmp_path)}
+    for folder in folders:
+        copy = shutil.copytree(folder, tmp_path / folder.name)
+        done = subprocess.run(
+            [program, "sync", "--yes", copy], env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_wandb_sync_sends_an_offline_run(told: list[Any], config: RunConfig, tmp_path: Path) -> None:
+    folder = min(Path(config.run_dir).glob("wandb/offline-run-*"))  # training's, were there an export's too
+    with wandb_server() as server:
+        sync([folder], server, tmp_path)
+    assert (server.runs[0]["project"], server.runs[0]["groupName"]) == ("sundog", "a-sweep")
+    steps = {line["_step"]: line for line in server.streams["wandb-history.jsonl"]}
+    assert [steps[step]["train/loss"] for step in sorted(steps)] == [
+        json.loads(value) for value in wandb_file.history(told)["train/loss"]
+    ]
+    names = {server.artifacts[identifier]["artifactCollectionName"] for identifier in server.committed}
+    assert {found.name for found in artifacts(told).values()} <= names
+    assert set(server.committed) == set(server.artifacts), "all that were begun"
+    for path in folder.glob("files/media/*/**/*.*"):
+        assert server.files[f"run/{path.relative_to(folder / 'files')}"] == path.read_bytes()
 
 
 def test_the_lineage_goes_from_dataset_to_checkpoint_to_export(told: list[Any], config: RunConfig) -> None:
