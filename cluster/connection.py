@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import ray
 
-from cluster.environment import CODE_ROOT, inside_job, is_checkout
+from cluster.environment import CODE_ROOT, inside_job, is_checkout, token_is_invented
 from cluster.local_head import local_head
 from cluster.upload import runtime_environment
 from conf.errors import EXIT_TERMINATED, ResourceError
@@ -32,6 +32,7 @@ PROBE_POLL_SEC = 0.2
 SAID_BYTES = 2**16
 # What Ray's native client says.
 TOKEN_REFUSED, TOKEN_UNREADABLE, NO_RAYLET = "InvalidAuthToken", "AuthenticationError", "Failed to connect to socket"
+OPEN_FIX = "RAY_AUTH_MODE=token and a RAY_AUTH_TOKEN for it and for clients, or RAY_AUTH_MODE=disabled for clients too"
 TOKEN_FIX = "export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH)"
 PROBE = "import sys, ray; ray.init(sys.argv[1], logging_level='ERROR', log_to_driver=False); ray.cluster_resources()"
 
@@ -172,6 +173,9 @@ def check_address(address: str) -> None:
     code, said = _handshake(address, dict(os.environ))
     if code != 0:
         raise _refusal(address, said, late=code is None)
+    if token_is_invented():
+        rule = "that cluster asks for no token, and starts no actors of a client that sends one"
+        raise ResourceError("cluster.address", address, rule, OPEN_FIX)
 
 
 def takes_any_client(address: str) -> bool:

@@ -22,6 +22,8 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+_invented: dict[str, str] = {}
+
 
 def prepare() -> None:
     """Settle usage statistics, the uv hook and authentication, unless the user or the Ray job has already."""
@@ -30,7 +32,8 @@ def prepare() -> None:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     if not os.environ.get("RAY_AUTH_MODE"):
-        os.environ["RAY_AUTH_MODE"] = "token"
+        # A job has the environment of its cluster: where that says nothing, the cluster asks for no token.
+        os.environ["RAY_AUTH_MODE"] = "disabled" if inside_job() else "token"
     _choose_token()
 
 
@@ -38,13 +41,19 @@ def _choose_token() -> None:
     """Authenticate with the user's token, or else with one that lives as long as this process.
 
     Ray's servers listen on all interfaces also when the cluster is local, so a cluster without authentication lets
-    anyone who reaches the machine run code. A cluster without authentication accepts a client that sends a token.
+    anyone who reaches the machine run code. Such a cluster lets a client in that sends a token, and starts none of its
+    actors: ``token_is_invented`` lets the connection tell.
     """
     if os.environ["RAY_AUTH_MODE"] != "token":
         return
     stored = Path.home() / ".ray" / "auth_token"
     if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or stored.is_file()):
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ["RAY_AUTH_TOKEN"] = _invented.setdefault("token", secrets.token_hex(32))
+
+
+def token_is_invented() -> bool:
+    """Return whether this process authenticates with a token that nobody gave it."""
+    return bool(_invented) and os.environ.get("RAY_AUTH_TOKEN") == _invented["token"]
 
 
 def is_checkout() -> bool:

@@ -192,10 +192,12 @@ def _machines(config: RunConfig) -> list[Finding]:
     except SundogError as error:
         return [Finding("cluster", MISSING, f"{error.field} = {error.value}: {error.rule}", error.fix)]
     found = judge_cluster(machines, config)
-    if takes_any_client(config.cluster.address):
-        fix = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN wherever `ray start` is called"
-        return [*found, Finding("token", NOTE, "whoever reaches the cluster can run code on it", fix)]
-    return [*found, Finding("token", OK, "the cluster takes only clients with its token")]
+    if not takes_any_client(config.cluster.address):
+        return [*found, Finding("token", OK, "the cluster takes only clients with its token")]
+    text, fix = "whoever reaches the cluster can run code on it", "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN on all nodes"
+    if os.environ.get("RAY_AUTH_MODE") == "token":  # then nothing can be seen of its machines
+        return [Finding("token", MISSING, f"{text}, and it starts no actors of a client that sends a token", fix)]
+    return [*found, Finding("token", NOTE, text, fix)]
 
 
 def judge_cluster(machines: Sequence["Machine | Silent"], config: RunConfig) -> list[Finding]:

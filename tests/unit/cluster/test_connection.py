@@ -204,6 +204,50 @@ with connect(ClusterConfig(address={ray_cluster.address!r})):
     assert time.monotonic() - started < connection.PROBE_TIMEOUT_SEC, "it is refused at once"
 
 
+def test_a_cluster_without_authentication_is_refused_in_words() -> None:
+    """Ray starts no actor there of a client that sends a token, and says only that it was cancelled."""
+    client = """
+import sys
+from cluster.connection import connect
+from conf.schema import ClusterConfig
+with connect(ClusterConfig(address=sys.argv[1])):
+    print("connected")
+"""
+    script = f"""
+import subprocess, sys
+from cluster.connection import connect
+from conf.schema import ClusterConfig
+from tests.helpers.processes import clean_environment
+with connect(ClusterConfig(object_store_mb=128)) as connection:
+    for mode in ({{}}, {{"RAY_AUTH_MODE": "disabled"}}):
+        environment = clean_environment(HOME="/nonexistent", **mode)
+        command = [sys.executable, "-c", {client!r}, connection.address]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        print((done.stdout + done.stderr).strip().splitlines()[-1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=clean_environment(RAY_AUTH_MODE="disabled", PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    refused, accepted = done.stdout.splitlines()
+    assert "RAY_AUTH_MODE=disabled" in refused
+    assert accepted == "connected"
+
+
+@pytest.mark.parametrize(("job", "mode"), [({"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}, "disabled"), ({}, "token")])
+def test_a_job_keeps_the_mode_of_its_cluster(job: dict[str, str], mode: str) -> None:
+    command = [sys.executable, "-c", "import os, cluster; print(os.environ['RAY_AUTH_MODE'])"]
+    environment = clean_environment(HOME="/nonexistent", **job)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == mode
+
+
 def test_a_running_cluster_gets_the_code(ray_cluster: Connection, tmp_path: Path) -> None:
     script = f"""
 from cluster.connection import connect
