@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fused.products import product
+
 Weights = Sequence[tuple[Tensor, Tensor]]  # of each stack of experts: gate and up [E, 2H, D], down [E, D, H]
 
 
@@ -91,13 +93,13 @@ class _Experts(torch.autograd.Function):
         mixed = None if rows is None else torch.zeros_like(x)
         for first, part, expert, _ in _slices(counts, flat):
             inputs = x[part] if rows is None else x.index_select(0, rows[part])
-            gate_up = torch.mm(inputs, flat[first][expert].T)
+            gate_up = product(inputs, flat[first][expert].T)
             gate, up = gate_up.chunk(2, 1)
             active = F.silu(gate)
-            product = active * up
-            torch.mm(product, flat[first + 1][expert].T, out=out[part])
+            hidden = active * up
+            product(hidden, flat[first + 1][expert].T, out=out[part])
             if train:
-                kept += (inputs, gate_up, active, product)
+                kept += (inputs, gate_up, active, hidden)
             if rows is not None and gates is not None and mixed is not None:
                 mixed.index_add_(0, rows[part], out[part] * gates[part, None])
         ctx.counts, ctx.shape = counts, x.shape
@@ -110,11 +112,11 @@ class _Experts(torch.autograd.Function):
         counts, d_out = ctx.counts, grads[0].contiguous()
         weights = len(rest) - 4 * (len(counts) - counts.count(0))
         flat, kept = rest[:weights], iter(rest[weights:])
-        hidden, most = flat[1].shape[2], max(counts, default=0)
+        width, most = flat[1].shape[2], max(counts, default=0)
         d_x = d_out.new_zeros(ctx.shape)
         d_gates = None if gates is None else torch.empty_like(gates)
         d_flat = [torch.zeros_like(w) if 0 in counts else torch.empty_like(w) for w in flat]
-        d_gated, d_ups, d_products = d_out.new_empty(3, most, hidden)  # apart: halves of one are slower to work on
+        d_gated, d_ups, d_products = d_out.new_empty(3, most, width)  # apart: halves of one are slower to work on
         d_inputs, d_outputs = d_out.new_empty(2, most, d_out.shape[1])
         for first, part, expert, count in _slices(counts, flat):
             if rows is None or gates is None or d_gates is None or out is None:
@@ -123,17 +125,17 @@ class _Experts(torch.autograd.Function):
                 d_rows = torch.index_select(d_out, 0, rows[part], out=d_outputs[:count])
                 torch.sum(torch.mul(d_rows, out[part], out=d_inputs[:count]), 1, out=d_gates[part])
                 d_rows.mul_(gates[part, None])
-            inputs, gate_up, active, product = itertools.islice(kept, 4)
+            inputs, gate_up, active, hidden = itertools.islice(kept, 4)
             gate, up = gate_up.chunk(2, 1)
-            d_product = torch.mm(d_rows, flat[first + 1][expert], out=d_products[:count])
-            torch.mm(d_rows.T, product, out=d_flat[first + 1][expert])
+            d_product = product(d_rows, flat[first + 1][expert], out=d_products[:count])
+            torch.mm(d_rows.T, hidden, out=d_flat[first + 1][expert])
             d_up = torch.mul(d_product, active, out=d_ups[:count])
             d_gate = torch.ops.aten.silu_backward.grad_input(d_product.mul_(up), gate, grad_input=d_gated[:count])
             gate_weight, up_weight = flat[first][expert].chunk(2)
             d_gate_weight, d_up_weight = d_flat[first][expert].chunk(2)
             torch.mm(d_gate.T, inputs, out=d_gate_weight)
             torch.mm(d_up.T, inputs, out=d_up_weight)
-            d_in = torch.mm(d_gate, gate_weight, out=d_x[part] if rows is None else d_inputs[:count])
+            d_in = product(d_gate, gate_weight, out=d_x[part] if rows is None else d_inputs[:count])
             d_in.addmm_(d_up, up_weight)
             if rows is not None:
                 d_x.index_add_(0, rows[part], d_in)

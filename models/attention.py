@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.cache import KVCache
+from models.linear import Linear
 from models.norm import RMSNorm
 from models.protocols import AttentionCore
 from models.rope import Rotation
@@ -65,10 +66,10 @@ class Attention(nn.Module):
     def __init__(self, spec: ModelSpec, layer: int) -> None:
         super().__init__()
         self.layer, self.head_dim = layer, spec.head_dim
-        self.q = nn.Linear(spec.dim, spec.heads * spec.head_dim, bias=spec.qkv_bias)
-        self.k = nn.Linear(spec.dim, spec.kv_heads * spec.head_dim, bias=spec.qkv_bias)
-        self.v = nn.Linear(spec.dim, spec.kv_heads * spec.head_dim, bias=spec.qkv_bias)
-        self.out = nn.Linear(spec.heads * spec.head_dim, spec.dim, bias=False)
+        self.q = Linear(spec.dim, spec.heads * spec.head_dim, bias=spec.qkv_bias)
+        self.k = Linear(spec.dim, spec.kv_heads * spec.head_dim, bias=spec.qkv_bias)
+        self.v = Linear(spec.dim, spec.kv_heads * spec.head_dim, bias=spec.qkv_bias)
+        self.out = Linear(spec.heads * spec.head_dim, spec.dim, bias=False)
         self.q_norm, self.k_norm = (
             RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity() for _ in range(2)
         )

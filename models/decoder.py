@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from models.attention import Attention
 from models.block import Batch, Block, DepthBlock
 from models.cache import KVCache
+from models.linear import Linear
 from models.loss import IGNORE, linear_cross_entropy
 from models.moe.exchange import ABSENT, LocalExchange
 from models.moe.router import Router, Routing
@@ -36,7 +37,7 @@ class Decoder(nn.Module):
         kinds = [DepthBlock if spec.depth < 1 and layer % 2 == 0 else Block for layer in range(spec.layers)]
         self.layers = nn.ModuleList(kind(spec, layer, self.control) for layer, kind in enumerate(kinds))
         self.norm = RMSNorm(spec.dim, spec.norm_eps)
-        self.head = nn.Linear(spec.dim, spec.vocab_size, bias=False)
+        self.head = Linear(spec.dim, spec.vocab_size, bias=False)
         if spec.tie_embeddings:
             self.head.weight = self.embed.weight
 

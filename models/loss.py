@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from conf.estimate import LOGIT_CHUNK, logit_rows
+from fused.products import product
 
 IGNORE = -100  # label of a position that has no target
 
@@ -23,7 +24,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight_VE, dtype=exact) if want_weight else None
         for start in range(0, hidden_NE.shape[0], rows):
             part, labels = hidden_NE[start : start + rows], labels_N[start : start + rows]
-            logits = (part @ weight_VE.T).to(exact)
+            logits = product(part, weight_VE.T).to(exact)
             kept = labels != IGNORE
             targets = labels.where(kept, 0)[:, None]
             # In place and with one exponential: these passes over the logits cost as much as a product.
@@ -37,7 +38,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             scale = kept[:, None].to(exact)
             grad = exponentials.mul_(scale / sums).scatter_add_(1, targets, -scale).to(hidden_NE.dtype)
             if grad_hidden is not None:
-                torch.mm(grad, weight_VE, out=grad_hidden[start : start + rows])
+                product(grad, weight_VE, out=grad_hidden[start : start + rows])
             if grad_weight is not None and grad_weight.dtype == grad.dtype:
                 grad_weight.addmm_(grad.T, part)
             elif grad_weight is not None:

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.linear import Linear
 from models.spec import ModelSpec
 
 
@@ -11,9 +12,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.gate = nn.Linear(spec.dim, spec.ffn_dim, bias=False)
-        self.up = nn.Linear(spec.dim, spec.ffn_dim, bias=False)
-        self.down = nn.Linear(spec.ffn_dim, spec.dim, bias=False)
+        self.gate = Linear(spec.dim, spec.ffn_dim, bias=False)
+        self.up = Linear(spec.dim, spec.ffn_dim, bias=False)
+        self.down = Linear(spec.ffn_dim, spec.dim, bias=False)
 
     def forward(self, x_BSE: Tensor) -> Tensor:
         """[batch, sequence, dim] to the same shape."""

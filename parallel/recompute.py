@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 # What selective keeps besides attention over ranks: matrix products and attention, by name of torch's operators.
-EXPENSIVE = ("mm", "addmm", "bmm", "linear")
+EXPENSIVE = ("mm", "addmm", "bmm", "linear", "_linear_pointwise")
 ATTENTION = "_scaled_dot_product_"
 
 

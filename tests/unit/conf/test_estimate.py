@@ -1,5 +1,8 @@
 """Estimates against independent counts."""
 
+import math
+from typing import Any
+
 import pytest
 
 from conf.estimate import flops_per_token, parameter_count, ring_buffer_bytes, ring_traffic
@@ -33,6 +36,7 @@ def test_flops_are_those_that_torch_counts(model: ModelConfig, vocabulary: int, 
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from fused.products import onednn_is_faster
     from models.decoder import Decoder, ModelSpec
 
     def plain(q_BSHD: torch.Tensor, k_BSKD: torch.Tensor, v_BSKD: torch.Tensor, _: object) -> torch.Tensor:
@@ -45,7 +49,9 @@ def test_flops_are_those_that_torch_counts(model: ModelConfig, vocabulary: int, 
     decoder.set_attention_core(plain)
     tokens = torch.randint(vocabulary, (2, context))
     # The loss adds to its weight's gradient in place, which torch's table does not know.
-    mapping = {torch.ops.aten.addmm_: lambda _, a, b, **options: 2 * a[0] * a[1] * b[1]}
+    mapping: dict[Any, Any] = {torch.ops.aten.addmm_: lambda _, a, b, **options: 2 * a[0] * a[1] * b[1]}
+    if onednn_is_faster():  # nor oneDNN's product
+        mapping[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **options: 2 * math.prod(x) * weight[0]
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         loss, _ = decoder.loss(tokens, tokens, torch.arange(context).expand_as(tokens))
         loss.backward()
