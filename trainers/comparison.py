@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from data import page
 from data.files import write_atomic
@@ -14,9 +15,14 @@ from trainers.console import short_number
 from trainers.report import FOLDER, PAGE, RunFolder, number, read_run
 
 CURVES = {"eval/loss": "Held-out loss", "train/loss": "Training loss", "throughput/tokens_per_sec": "Tokens per second"}
-# Differ without meaning.
-IDENTITY = ("name", "run_dir", "tracker.", "export.", "serve.", "generate.", "evaluate.", "sweep.")
-LEGEND_RUNS = 10
+# Differ without meaning: who the run is, what other commands do, how often it is looked at.
+IDENTITY = (
+    *("name", "run_dir", "tracker.", "export.", "serve.", "generate.", "evaluate.", "sweep."),
+    *("trainer.log_every", "trainer.eval_every", "trainer.checkpoint_every", "trainer.keep_checkpoints"),
+    *("trainer.collective_timeout_sec", "sequence.trace_every", "sequence.timeout", "cluster.address"),
+    *("cluster.start_timeout_sec", "cluster.hang_timeout_sec", "cluster.max_restarts", "cluster.object_store_mb"),
+)
+LEGEND_RUNS, LEGEND_INSIDE = 10, 3  # runs with a legend at all, and inside the picture
 SWEEP_FILE = "sweep.json"  # of `sundog sweep`
 WIDE = 10  # from the smallest value to the largest: drawn on a logarithmic axis
 
@@ -32,7 +38,10 @@ def curves(runs: Sequence[RunFolder], metric: str, title: str) -> Figure | None:
         smoothed = plots.smooth(values) if steps.size > 2 * plots.SMOOTH_STEPS else values
         plots.draw_line(axes, (steps, smoothed), f"C{index % 10}", name)
     plots.step_axis(axes, max(data[0].max() for _, data in found))
-    if len(found) <= LEGEND_RUNS:
+    plots.thousands(axes, max(data[1].max() for _, data in found))
+    if LEGEND_INSIDE < len(found) <= LEGEND_RUNS:
+        plots.legend_below(figure)
+    elif len(found) <= LEGEND_RUNS:
         plots.legend(axes)
     return figure
 
@@ -48,22 +57,26 @@ def results(rows: Sequence[tuple[float, float]], key: str) -> Figure | None:
     axes.plot(*best, "o", color="C3", markersize=7, label=f"best: {best[0]:g}")
     if min(values) > 0 and max(values) >= WIDE * min(values):
         axes.set_xscale("log")
+    elif all(value.is_integer() for value in values):
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.set_xlabel(key, fontsize=9)
     plots.legend(axes)
     return figure
 
 
 def _by_key(runs: Sequence[RunFolder], last: Sequence[float | None], keys: Sequence[str]) -> dict[str, Figure | None]:
-    """A picture for every key whose values are numbers."""
-    figures = {}
+    """A picture for every key whose values are numbers; none where so many differ that no run tells them apart."""
+    figures: dict[str, Figure | None] = {}
     configs = [dict(page.flat(run.config)) for run in runs]
-    for key in (key for key in keys if key != "seed"):
-        pairs = [(config.get(key), loss) for config, loss in zip(configs, last, strict=True)]
-        if all(isinstance(value, int | float) and not isinstance(value, bool) for value, _ in pairs):
-            figures[f"by {key}"] = results(
-                [(float(value or 0), loss) for value, loss in pairs if loss is not None], key
-            )
+    numbers = [key for key in keys if key != "seed" and all(_is_number(config.get(key)) for config in configs)]
+    for key in numbers if len(numbers) < len(runs) else ():
+        pairs = zip(configs, last, strict=True)
+        figures[f"by {key}"] = results([(float(config[key]), loss) for config, loss in pairs if loss is not None], key)
     return figures
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _not_done(folder: Path) -> str:

@@ -63,6 +63,17 @@ def legend(axes: Axes) -> None:
         axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
 
 
+def legend_below(figure: Figure) -> None:
+    """For names too many or too long to stand on the curves."""
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7, labelcolor=_INK)
+
+
+def thousands(axes: Axes, largest: float) -> None:
+    """Write large numbers as 12k."""
+    if largest >= 1000:
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+
+
 def loss(records: Sequence[Record]) -> Figure | None:
     """Training loss, its moving average, and the held-out loss."""
     train, held_out = series(records, "train/loss"), series(records, "eval/loss")
@@ -114,8 +125,7 @@ def _single(records: Sequence[Record], name: str, title: str, unit: str, color: 
         draw_line(axes, data, color, title)
     if zero:
         axes.set_ylim(0, 1.1 * data[1].max() or 1.0)
-    if data[1].max() >= 1000:
-        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    thousands(axes, data[1].max())
     step_axis(axes, data[0].max())
     return figure
 
@@ -159,6 +169,26 @@ def dropped(figures: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
+def expert_load(records: Sequence[Record]) -> Figure | None:
+    """How evenly experts are used, and the share of tokens that none of them took, by modality."""
+    panels = {"moe/load_imbalance/": "Busiest expert over the mean", "moe/tokens_with_0/": "Tokens that no expert took"}
+    names = {prefix: sorted({k for r in records for k in r if k.startswith(prefix)}) for prefix in panels}
+    if not names["moe/load_imbalance/"]:
+        return None
+    figure = Figure(figsize=(6.4, 4.4), dpi=120, layout="constrained", facecolor="white")
+    for axes, (prefix, title) in zip(figure.subplots(len(panels), 1), panels.items(), strict=True):
+        for index, name in enumerate(names[prefix]):
+            draw_line(axes, series(records, name), f"C{index % 10}", name.removeprefix(prefix))
+        axes.set_title(title, loc="left", fontsize=11, color=_INK, fontweight="bold")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8, colors=_INK)
+        axes.grid(axis="y", color=_GRID, linewidth=0.8)
+        axes.set_ylim(0, None)
+        step_axis(axes, records[-1]["step"])
+        legend(axes)
+    return figure
+
+
 ACTIVITIES = {"compute": (BLUE, 0.5), "wait": (ORANGE, 0.5), "send": (GREY, 0.12), "receive": (GREEN, 0.12)}
 
 
@@ -195,4 +225,5 @@ PICTURES: dict[str, Callable[[Sequence[Record]], Figure | None]] = {
     "memory": memory,
     "learning_rate": learning_rate,
     "grad_norm": grad_norm,
+    "expert_load": expert_load,
 }

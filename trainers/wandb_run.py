@@ -113,9 +113,13 @@ class WandbRun:
 
 
 def _take(run: Any, artifact: Any) -> None:
-    """Make an artifact an input of the run. Offline wandb knows no inputs: it is logged, and ``made_from`` tells."""
+    """Make an artifact an input of the run: logged, and taken once it is there.
+
+    That is what ``use_artifact`` does with a new artifact; offline it refuses, although the file has a place for it and
+    ``wandb sync`` obeys it.
+    """
     if run.offline:
-        run.log_artifact(artifact)
+        run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
     else:
         run.use_artifact(artifact)
 

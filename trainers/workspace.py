@@ -17,7 +17,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Checkpoints": ("time/checkpoint_sec", "time/checkpoint_stall_sec"),
     "Evaluation": ("time/eval_sec", "eval/loss_by_position/"),
 }
-MEDIA = ("pictures/timeline", "pictures/dropped", "pictures/loss_by_position")
+MEDIA = ("pictures/timeline", "pictures/dropped", "pictures/loss_by_position", "pictures/expert_load")
+TABLES = ("samples", "dropped", "expert_load")
 
 
 def workspace(entity: str, project: str) -> Any:
@@ -36,6 +37,8 @@ def workspace(entity: str, project: str) -> Any:
     ]
     pictures: list[Any] = [reports.MediaBrowser(title=key, media_keys=[key]) for key in MEDIA]
     sections.append(workspaces.Section(name="Pictures", panels=pictures))
+    tables: list[Any] = [reports.WeavePanelSummaryTable(table_name=name) for name in TABLES]
+    sections.append(workspaces.Section(name="Tables", panels=tables))
     runs = workspaces.RunsetSettings(groupby=[workspaces.Metric("Group")])
     return workspaces.Workspace(
         entity=entity, project=project, name="Sundog training", sections=sections, runset_settings=runs

@@ -8,7 +8,8 @@ import pytest
 from conf.errors import ConfigError
 from data.files import canonical_json, write_atomic
 from launch.report import main as report
-from trainers.comparison import results, write_comparison
+from trainers.comparison import curves, results, write_comparison
+from trainers.report import read_run
 
 
 def write_run(folder: Path, rate: float, seed: int) -> Path:
@@ -56,3 +57,31 @@ def test_results_are_drawn_over_numbers_that_differ() -> None:
         figure = results(pairs, "key")
         assert figure is not None
         assert figure.axes[0].get_xscale() == scale
+
+
+def test_runs_that_differ_in_too_much_have_no_picture_by_key(tmp_path: Path) -> None:
+    runs = []
+    for number, rate in enumerate((0.001, 0.01, 0.1)):
+        folder = write_run(tmp_path / f"run{number}", rate, 0)
+        trainer = {"lr": rate, "steps": 2 + number, "batch": 8 + number, "log_every": number, "eval_every": number}
+        write_atomic(folder / "config.yaml", canonical_json({"trainer": trainer}))
+        runs.append(folder)
+    text = write_comparison(runs, tmp_path / "all").read_text()
+    assert not list((tmp_path / "all" / "report").glob("by *.png"))
+    assert "trainer.steps" in text
+    assert "log_every" not in text, "how often a run is looked at is no difference"
+
+
+def test_many_names_stand_below_the_curves(tmp_path: Path) -> None:
+    for count, inside in ((3, True), (4, False)):
+        runs = [read_run(write_run(tmp_path / f"{count}-{n}", 0.1 * n, n)) for n in range(count)]
+        figure = curves(runs, "train/loss", "Training loss")
+        assert figure is not None
+        assert (figure.axes[0].get_legend() is not None) == inside
+        assert len(figure.legends) == (not inside)
+
+
+def test_whole_numbers_have_whole_ticks() -> None:
+    figure = results([(1.0, 2.0), (2.0, 1.0)], "cluster.ranks")
+    assert figure is not None
+    assert all(tick == round(tick) for tick in figure.axes[0].get_xticks())

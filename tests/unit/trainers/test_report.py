@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from conf.errors import DataError
+from trainers import plots
 from trainers.plots import smooth
 from trainers.report import write_report
 
@@ -126,3 +127,11 @@ def test_smoothing_keeps_lines_straight() -> None:
     line = np.linspace(3.0, 1.0, 100)
     assert smooth(line) == pytest.approx(line)
     assert smooth(np.array([5.0])) == pytest.approx([5.0])
+
+
+def test_the_load_of_experts_is_drawn_by_modality() -> None:
+    assert plots.expert_load([_record(1, False)]) is None
+    loads = {"moe/load_imbalance/text": 1.5, "moe/load_imbalance/image": 2.0, "moe/tokens_with_0/text": 0.4}
+    figure = plots.expert_load([_record(step, False) | loads for step in (1, 2)])
+    assert figure is not None
+    assert [len(axes.lines) for axes in figure.axes] == [2, 1]

@@ -96,11 +96,14 @@ def test_wandb_sync_sends_an_offline_run(told: list[Any], config: RunConfig, tmp
     names = {server.artifacts[identifier]["artifactCollectionName"] for identifier in server.committed}
     assert {found.name for found in artifacts(told).values()} <= names
     assert set(server.committed) == set(server.artifacts), "all that were begun"
+    assert [server.artifacts[one]["artifactTypeName"] for one in server.used] == ["dataset"]
     for path in folder.glob("files/media/*/**/*.*"):
         assert server.files[f"run/{path.relative_to(folder / 'files')}"] == path.read_bytes()
 
 
-def test_the_lineage_goes_from_dataset_to_checkpoint_to_export(told: list[Any], config: RunConfig) -> None:
+def test_the_lineage_goes_from_dataset_to_checkpoint_to_export(
+    told: list[Any], config: RunConfig, tmp_path: Path
+) -> None:
     found = artifacts(told)
     assert found["dataset"].name == "dataset-" + "f" * 12
     assert json.loads(found["dataset"].metadata)["packed"]["fingerprint"] == "f" * 64
@@ -118,3 +121,8 @@ def test_the_lineage_goes_from_dataset_to_checkpoint_to_export(told: list[Any], 
     assert exported["model"].digest == checkpoint.digest
     origin = json.loads(exported["export"].metadata)
     assert (origin["step"], origin["made_from"]) == (6, checkpoint.name)
+    with wandb_server() as server:
+        sync([max(Path(config.run_dir).glob("wandb/offline-run-*"))], server, tmp_path)
+    kinds = {one: server.artifacts[one]["artifactTypeName"] for one in server.committed}
+    assert sorted(kinds.values()) == ["export", "model"]
+    assert [kinds[one] for one in server.used] == ["model"], "an input of the export, not only one more output"

@@ -6,7 +6,7 @@ import pytest
 
 from trainers import plots
 from trainers.metrics import METRICS
-from trainers.workspace import MEDIA, SECTIONS, main, to_json, workspace
+from trainers.workspace import MEDIA, SECTIONS, TABLES, main, to_json, workspace
 
 pytest.importorskip("wandb_workspaces")
 
@@ -23,8 +23,12 @@ def test_the_workspace_survives_what_wandb_stores() -> None:
 
     view = workspace("someone", "sundog")
     again = Workspace._from_model(View.model_validate_json(to_json(view)))
-    assert [section.name for section in again.sections] == [*SECTIONS, "Pictures"]
-    assert [len(section.panels) for section in again.sections] == [*map(len, SECTIONS.values()), len(MEDIA)]
+    assert [section.name for section in again.sections] == [*SECTIONS, "Pictures", "Tables"]
+    assert [len(section.panels) for section in again.sections] == [
+        *map(len, SECTIONS.values()),
+        len(MEDIA),
+        len(TABLES),
+    ]
 
 
 def test_it_is_printed_without_an_account(capsys: pytest.CaptureFixture[str]) -> None:
