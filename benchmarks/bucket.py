@@ -100,7 +100,7 @@ class PacedChannel:
     """A channel whose messages take as long as the bucket's links say."""
 
     def __init__(self, inner: Channel, pace: Pace) -> None:
-        self._inner, self._pace = inner, pace
+        self._inner, self._pace, self.early = inner, pace, inner.early
         self._left: deque[float] = deque()  # when the last of each lot has left
 
     def receive(self, peer: int, tensors: Sequence[Any]) -> list[Arrival]:

@@ -77,7 +77,7 @@ def _wait_instead(seconds_a_pair: list[float]) -> None:
         fresh = q.new_zeros(*q.shape[:3], v.shape[3], dtype=wide), q.new_zeros(q.shape[:3], dtype=wide)
         return fresh if into is None else into
 
-    def backward(q: Tensor, k: Tensor, v: Tensor, *_: Any, dq: Any = None, dkv: Any = None, dropout: Any = None) -> Any:
+    def backward(q: Tensor, k: Tensor, v: Tensor, *_: Any, dq: Any = None, dkv: Any = None, **__: Any) -> Any:
         time.sleep(seconds_a_pair[0] * q.shape[1] * k.shape[1])
         zeros = [torch.zeros_like(x, dtype=accumulation_dtype(x.dtype)) for x in (q, k, v)]
         return (zeros[0] if dq is None else dq, *(zeros[1:] if dkv is None else dkv))

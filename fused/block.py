@@ -87,16 +87,18 @@ def block_backward(
     dq: Tensor | None = None,
     dkv: tuple[Tensor, Tensor] | None = None,
     dropout: Dropout | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """This block's share of ``(dq, dk, dv)``, added in place to the totals that are given.
 
-    ``lse`` and ``delta`` are the queries' global ones (over all keys of the sequence), not this block's.
+    ``lse`` and ``delta`` are the queries' global ones (over all keys of the sequence), not this block's; so is ``out``,
+    which is never needed but saves work on a CPU where it is at hand.
     """
     if _on_gpu(q):
         return _gpu().backward(q, k, v, d_out, lse, delta, mask, scale, dq, dkv, dropout)
     q, k, v, d_out = _wide(q, k, v, d_out)
     if q.device.type == "cpu" and dropout is None:
-        return cpu.backward(q, k, v, d_out, lse, delta, mask, scale, dq, dkv)
+        return cpu.backward(q, k, v, d_out, lse, delta, mask, scale, dq, dkv, None if out is None else _wide(out)[0])
     parts = reference.backward(q, k, v, d_out, lse, delta, mask, scale, dropout)
     totals = (dq, *(dkv if dkv is not None else (None, None)))
     dq_total, dk_total, dv_total = (

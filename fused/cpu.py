@@ -112,12 +112,13 @@ def backward(
     scale: float,
     dq: Tensor | None,
     dkv: tuple[Tensor, Tensor] | None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`fused.block.block_backward`."""
     totals: list[Tensor | None] = [dq, *(dkv if dkv is not None else (None, None))]
     likes = (q, k, v)
     width = max(q.shape[3], v.shape[3])
-    out = _widened(stand_in_out(d_out, delta), width)
+    out = _widened(stand_in_out(d_out, delta) if out is None else out, width)
     q, k, v, d_out = (_widened(x, width) for x in (q, k, v, d_out))
     whole = _is_whole(mask.tiles, *q.shape[:2])
     for tile in mask.tiles:

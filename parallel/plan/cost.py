@@ -26,8 +26,9 @@ def weigh(schedule: Schedule, widths: Widths, unit: float = 1.0) -> Program:
 
     def flops(block: Compute) -> float:
         pairs = problem.pairs[problem.span("query", block.queries), problem.span("keys", block.keys)]
-        visible = pairs[list(block.query_segments)][:, list(block.key_segments)].sum()
-        return float(visible) * len(block.heads) * pair_flops
+        if pairs.shape != (len(block.query_segments), len(block.key_segments)):
+            pairs = pairs[list(block.query_segments)][:, list(block.key_segments)]
+        return float(pairs.sum()) * len(block.heads) * pair_flops
 
     return compile_schedule(schedule, size, flops, TENSORS[direction])
 

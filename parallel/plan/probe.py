@@ -20,7 +20,7 @@ from fused.mask import FULL, BlockMask
 from parallel.agreement import check_agreement
 from parallel.plan.replay import Machine, Machines
 from parallel.plan.topology import Kind, Speed, Topology
-from parallel.ring.channel import GroupChannel
+from parallel.ring.channel import Arrival, GroupChannel
 
 SHARED = 1.5  # a pattern that takes this much longer than a plain shift shares links
 PROBE_BYTES = 1 << 18
@@ -37,8 +37,14 @@ def _agreed(value: float, group: dist.ProcessGroup, device: torch.device) -> flo
     return float(found.item())
 
 
-def _timed(run: Callable[[], None], group: dist.ProcessGroup, device: torch.device) -> float:
-    """Median seconds of a few runs that all ranks begin together, by the slowest rank."""
+def _nothing() -> None:
+    pass
+
+
+def _timed(
+    run: Callable[[], None], group: dist.ProcessGroup, device: torch.device, after: Callable[[], None] = _nothing
+) -> float:
+    """Median seconds of a few runs that all ranks begin together, by the slowest rank; ``after`` is not timed."""
     seconds: list[float] = []
     for _ in range(REPEATS):
         dist.barrier(group)
@@ -46,7 +52,9 @@ def _timed(run: Callable[[], None], group: dist.ProcessGroup, device: torch.devi
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds.append(_agreed(time.perf_counter() - start, group, device))
+        taken = time.perf_counter() - start
+        after()
+        seconds.append(_agreed(taken, group, device))
     return statistics.median(seconds)
 
 
@@ -57,24 +65,34 @@ class _Wires:
         self._group, self._device = group, device
         self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
 
-    def shift(self, size: int, *distances: int) -> float:
-        """Seconds in which every rank sends ``size`` bytes to the ranks at all these distances."""
+    def shift(self, size: int, *distances: int, sending: bool = False) -> float:
+        """Seconds in which every rank sends ``size`` bytes to the ranks at all these distances; only until it is rid of
+        them, if ``sending``."""
         payload = torch.zeros(size, dtype=torch.uint8, device=self._device)
         rooms = [torch.empty_like(payload) for _ in distances]
         channel = GroupChannel(self._group, self._device, TIMEOUT_SEC)
+        arrivals: list[Arrival] = []
+
+        def arrive() -> None:
+            while arrivals:
+                arrivals.pop(0).wait()
 
         def run() -> None:
-            arrivals = [
-                arrival
-                for distance, room in zip(distances, rooms, strict=True)
-                for arrival in channel.receive((self._rank - distance) % self._size, [room])
-            ]
+            for distance, room in zip(distances, rooms, strict=True):
+                arrivals.extend(channel.receive((self._rank - distance) % self._size, [room]))
             channel.send([((self._rank + distance) % self._size, payload) for distance in distances])
-            for arrival in arrivals:
-                arrival.wait()
+            if not sending:
+                arrive()
             channel.finish_sends()
 
-        return _timed(run, self._group, self._device)
+        return _timed(run, self._group, self._device, arrive)
+
+    def buffer(self, size: int, speed: Speed) -> float:
+        """Bytes of a message of ``size`` that its sender is rid of before they have travelled: buffers of sockets."""
+        if self._device.type != "cpu":
+            return 0.0  # on a stream nobody waits for sends
+        travelling = self.shift(size, 1) - self.shift(size, 1, sending=True)
+        return min(max(0.0, travelling) * speed.bandwidth, float(size))
 
     def post(self) -> float:
         """Seconds of a rank's host for a tensor that it sends or receives: what eight more of each take."""
@@ -120,13 +138,15 @@ def measure_links(group: dist.ProcessGroup, device: torch.device, kind: Kind | N
         else:
             # The second neighbour's message passes a link that carries another; with four ranks it is the antipode.
             kind = "ring" if size > 3 and wires.shift(probe, 2) > SHARED * alone else "mesh"
+    buffer = wires.buffer(probe, speed)
     if size < 3:
-        return Topology(kind, size, speed, post=post)
+        return Topology(kind, size, speed, post=post, buffer=buffer)
     neighbours = (1, -1) if kind == "ring" else range(1, size)
     together = wires.together(probe, neighbours, speed.latency)
     if kind == "port":
-        return Topology(kind, size, speed, post=post, crowding=max(1.0, speed.bandwidth / together))
-    return Topology(kind, size, speed, injection=together, post=post)
+        crowding = max(1.0, speed.bandwidth / together)
+        return Topology(kind, size, speed, post=post, buffer=buffer, crowding=crowding)
+    return Topology(kind, size, speed, injection=together, post=post, buffer=buffer)
 
 
 def _inside(group: dist.ProcessGroup, device: torch.device, island: int) -> Speed:
@@ -147,8 +167,9 @@ def _inside(group: dist.ProcessGroup, device: torch.device, island: int) -> Spee
     return Speed(PROBE_BYTES / seconds, latency)
 
 
-def _block_seconds(tokens: int, like: tuple[Tensor, Tensor], backward: bool, group: dist.ProcessGroup) -> float:
-    q, k = (x[:, :tokens].contiguous() for x in like)
+def _block_seconds(like: tuple[Tensor, ...], tokens: int, backward: bool, group: dist.ProcessGroup) -> float:
+    """Of a block of ``tokens``, its queries and keys shaped ``like`` these ``[1, 1, heads, head_dim]`` besides."""
+    q, k = (x.new_empty(1, tokens, *x.shape[2:]).normal_() for x in like)
     positions = np.arange(tokens)
     mask = BlockMask.of(FULL.ranges(positions, tokens), positions, positions)
     out, lse = block_forward(q, k, k, mask, q.shape[3] ** -0.5)
@@ -165,15 +186,14 @@ def _block_seconds(tokens: int, like: tuple[Tensor, Tensor], backward: bool, gro
 
 
 def measure_blocks(
-    tokens: int, sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device, group: dist.ProcessGroup
+    tokens: int, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, group: dist.ProcessGroup
 ) -> Machines:
     """Speed of block attention on ``tokens`` queries and keys, all ranks at work at once. Collective.
 
-    ``sizes``: heads, key heads, head_dim.
+    ``shape``: heads, key heads, head_dim.
     """
-    heads, kv_heads, head_dim = sizes
-    q, k = (torch.randn(1, tokens, h, head_dim, dtype=dtype, device=device) for h in (heads, kv_heads))
-    small = max(1, tokens // 8)
+    heads, kv_heads, head_dim = shape
+    like = tuple(torch.empty(1, 1, h, head_dim, dtype=dtype, device=device) for h in (heads, kv_heads))
 
     def agree() -> None:
         check_agreement(group, device, (("probe", "links"), ("and", "blocks")), TIMEOUT_SEC)
@@ -182,11 +202,15 @@ def measure_blocks(
 
     def machine(products: int, backward: bool) -> Machine:
         call = calls[backward]
-        many, few = (_block_seconds(n, (q, k), backward, group) for n in (tokens, small))
+        sizes = max(1, tokens // 8), tokens
+        few, many = (_block_seconds(like, n, backward, group) for n in sizes)
+        if many - few < 0.5 * many:  # the block is too small to tell its work from its call: a larger one beside it
+            sizes = tokens, 4 * tokens
+            few, many = many, _block_seconds(like, sizes[1], backward, group)
         flops = 2 * products * heads * head_dim
-        if many - few < 0.5 * many:  # the block is too small to tell its work from its call
-            return Machine(flops * tokens**2 / many, call=call)
-        rate = flops * (tokens**2 - small**2) / (many - few)
-        return Machine(rate, max(0.0, few - flops * small**2 / rate), call)
+        if many - few < 0.5 * many:
+            return Machine(flops * sizes[1] ** 2 / many, call=call)
+        rate = flops * (sizes[1] ** 2 - sizes[0] ** 2) / (many - few)
+        return Machine(rate, max(0.0, few - flops * sizes[0] ** 2 / rate), call)
 
     return {"forward": machine(2, False), "backward": machine(5, True)}

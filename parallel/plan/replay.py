@@ -4,7 +4,8 @@ The rules are the engine's: an exchange of a step, of sums and then of inputs, b
 before of its sort has left; a rank posts its receives, waits for inputs that it passes on, sends, waits for the inputs
 of its blocks, computes, and waits for the sums that it merges. Messages of one exchange that share a link share its
 bandwidth, so each takes as long as the fullest link on its way needs for all of them; a transfer begins when both ends
-have posted it, which takes each its time, and its links have carried what earlier exchanges gave them.
+have posted it, which takes each its time, and its links have carried what earlier exchanges gave them. What limits all
+links of a rank together holds no message up as long as there is room: exchanges over different links share it.
 """
 
 from collections.abc import Mapping
@@ -56,11 +57,31 @@ def _loads(size: Floats, paths: Ints, links: int) -> Floats:
     return np.bincount(paths.ravel(), np.repeat(size, paths.shape[1]), links).astype(np.float64)
 
 
-def _transfer(size: Floats, paths: Ints, topology: Topology) -> Floats:
-    """Seconds of each message among the others of its exchange."""
-    count = len(topology.bandwidth)
-    crowded = np.where(np.bincount(paths.ravel(), minlength=count) > 1, topology.crowding, 1.0)
-    return (_loads(size, paths, count) * crowded / topology.bandwidth)[paths].max(axis=1)
+class _Links:
+    """When each link has carried what exchanges gave it so far."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology, self._count = topology, len(topology.bandwidth)
+        self._free = np.zeros(self._count)
+        self._limits = np.zeros(self._count, dtype=bool)  # of all links of a rank together; several exchanges at once
+        self._limits[topology.links : -1] = True
+
+    def carry(self, ready: Floats, size: Floats, paths: Ints) -> tuple[Floats, Floats]:
+        """When messages of one exchange, posted at ``ready``, begin, and when the links have carried them."""
+        if not len(size):
+            return ready, ready
+        start = np.maximum(ready, np.where(self._limits, 0.0, self._free)[paths].max(axis=1))
+        crowded = np.where(np.bincount(paths.ravel(), minlength=self._count) > 1, self._topology.crowding, 1.0)
+        needs = _loads(size, paths, self._count) * crowded / self._topology.bandwidth
+        first = np.full(self._count, np.inf)
+        np.minimum.at(first, paths, start[:, None])
+        full = np.where(self._limits & np.isfinite(first), np.maximum(self._free, first) + needs, 0.0)
+        end = np.maximum(start + needs[paths].max(axis=1), full[paths].max(axis=1))
+        last = np.zeros(self._count)
+        np.maximum.at(last, paths, end[:, None])
+        self._free = np.maximum(self._free, np.where(self._limits, full, last))
+        self._free[-1] = 0.0
+        return start, end
 
 
 def replay(program: Program, topology: Topology, machine: Machine) -> Replay:
@@ -72,7 +93,7 @@ def replay(program: Program, topology: Topology, machine: Machine) -> Replay:
     awaited = np.zeros((3, *shape))
     before = 2 * program.window
     left = np.zeros((2 * program.steps + before, program.ranks))  # when what a rank sent in an exchange has left
-    free = np.zeros(len(topology.bandwidth))  # when a link has carried what earlier exchanges gave it
+    carriers = _Links(topology)
     clock = np.full(program.ranks, machine.call)
     compute = program.flops / machine.flops + program.blocks * machine.block
     paths = topology.paths(program.source, program.target)
@@ -89,13 +110,13 @@ def replay(program: Program, topology: Topology, machine: Machine) -> Replay:
             if number % 2:
                 clock = np.maximum(clock, awaited[SENT, index])
             clock = clock + posting[1]
-            start = np.maximum(np.maximum(clock[source], posted[target]), free[links].max(axis=1, initial=0.0))
-            end = start + latency[here] + _transfer(program.size[here], links, topology)
+            ready = np.maximum(clock[source], posted[target])
+            start, carried = carriers.carry(ready, program.size[here], links)
+            end = carried + latency[here]
             begin[here], arrival[here] = start, end
             np.maximum.at(awaited, (program.point[here], program.needed[here], target), end)
-            np.maximum.at(left[number + before], source, end)
-            np.maximum.at(free, links, (end - latency[here])[:, None])
-            free[-1] = 0.0
+            in_sight = np.clip(1.0 - topology.buffer / program.size[here], 0.0, 1.0)
+            np.maximum.at(left[number + before], source, ready + in_sight * (end - ready))
         computing[index] = np.maximum(clock, awaited[COMPUTED, index])
         computed[index] = computing[index] + compute[index]
         clock = np.maximum(computed[index], awaited[MERGED, index])

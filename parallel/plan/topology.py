@@ -42,6 +42,7 @@ class Topology:
     fabric: Speed | None = None  # between islands (two_level)
     injection: float = np.inf  # bytes/s of one rank over all its links together, each way (ring, mesh)
     post: float = 0.0  # seconds of a rank's host for every tensor that it sends or receives
+    buffer: float = 0.0  # bytes of a message that its sender is rid of before they have travelled
     crowding: float = 1.0  # how much longer messages of one exchange that share a link take than their bytes
 
     def __post_init__(self) -> None:
@@ -63,14 +64,15 @@ class Topology:
     def bandwidth(self) -> Floats:
         """Bytes/s of each directed link, then what limits all of a rank's links together, its way out and its way in,
         and a last one that no message waits for (padding of paths)."""
-        speeds = np.full(self._links, self.speed.bandwidth)
+        speeds = np.full(self.links, self.speed.bandwidth)
         if self.fabric is not None:
             speeds[2 * self.size :] = self.fabric.bandwidth
         limits = 2 * self.size if np.isfinite(self.injection) else 0
         return np.concatenate([speeds, np.full(limits, self.injection), [np.inf]])
 
     @property
-    def _links(self) -> int:
+    def links(self) -> int:
+        """How many directed links there are; :attr:`bandwidth` has more entries."""
         return {"port": 2, "ring": 2, "mesh": self.size, "two_level": 4}[self.kind] * self.size
 
     def latency(self, source: Ints, target: Ints) -> Floats:
@@ -91,7 +93,7 @@ class Topology:
         links = self._between(source, target)
         if not np.isfinite(self.injection):
             return links
-        return np.column_stack([links, self._links + source, self._links + self.size + target])
+        return np.column_stack([links, self.links + source, self.links + self.size + target])
 
     def _between(self, source: Ints, target: Ints) -> Ints:
         n, pad = self.size, len(self.bandwidth) - 1
@@ -112,8 +114,8 @@ class Topology:
     def name(self, link: int) -> str:
         """``out 3``, ``3 > 4``, ``fabric in 3``: a directed link for people."""
         n = self.size
-        if link >= self._links:
-            return f"all {'in' if link >= self._links + n else 'out'} {(link - self._links) % n}"
+        if link >= self.links:
+            return f"all {'in' if link >= self.links + n else 'out'} {(link - self.links) % n}"
         if self.kind == "mesh":
             return f"{link // n} > {link % n}"
         if self.kind == "ring":

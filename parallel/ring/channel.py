@@ -27,7 +27,13 @@ class Arrival(Protocol):
 
 
 class Channel(Protocol):
-    """Messages between two ranks arrive in the order in which they were sent; there are no tags, as NCCL has none."""
+    """Messages between two ranks arrive in the order in which they were sent; there are no tags, as NCCL has none.
+
+    ``early``: receives may be posted before the exchange that they belong to.
+    """
+
+    @property
+    def early(self) -> bool: ...
 
     def receive(self, peer: int, tensors: Sequence[Tensor]) -> list[Arrival]:
         """Start to receive into the given tensors."""
@@ -61,6 +67,7 @@ class GroupChannel:
         # NCCL runs single operations one after the other on one stream, so that two ranks could wait for each other:
         # there the receives and sends of an exchange are posted as one group. gloo, on CPUs, works on all at once.
         self._grouped = device.type != "cpu"
+        self.early = not self._grouped  # on a stream a receive would hold up the sends behind it
         self._unposted: list[_GroupArrival] = []
         self._sent: deque[list[tuple[Any, int, list[Tensor]]]] = deque()
 

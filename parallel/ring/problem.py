@@ -8,7 +8,7 @@ of a shard one way and half the other.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -43,6 +43,11 @@ class Need(NamedTuple):
 
     query_segments: Segments
     key_segments: Segments
+
+
+@cache
+def _first(count: int) -> Segments:
+    return tuple(range(count))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +99,7 @@ class Problem:
         return slice(offsets[rank], offsets[rank + 1])
 
     def whole(self, side: Side, rank: int) -> Segments:
-        return tuple(range(len(self.parts(side)[rank])))
+        return _first(len(self.parts(side)[rank]))
 
     def tokens(self, side: Side, rank: int, segments: Iterable[int]) -> int:
         """How many tokens some segments of a shard have together."""

@@ -87,7 +87,7 @@ class _Arrival:
 
 class _Channel:
     def __init__(self, channel: Channel, call: TracedCall) -> None:
-        self._channel, self._call = channel, call
+        self._channel, self._call, self.early = channel, call, channel.early
         self._posted: deque[float | None] = deque()  # when each lot was sent; None for an empty one
 
     def receive(self, peer: int, tensors: Sequence[Any]) -> list[Arrival]:

@@ -21,6 +21,8 @@ from parallel.ring.scene import Scene
 from parallel.ring.schedule import INPUTS, Compute, Kind, Message
 from parallel.ring.sums import Sum, add_plain, select, spans
 
+_DELTA_ROWS = 256  # tokens
+
 
 class Shards(NamedTuple):
     """The tensors of a call that this rank owns."""
@@ -127,7 +129,8 @@ class Worker(ABC):
             tensors = self._sums[key].take(message.segments)
             if not self._sums[key].segments:
                 del self._sums[key]
-        return [x.to(dtype).contiguous() for x, (_, dtype) in zip(tensors, self.wire(message), strict=True)]
+        # Not strict: an input may have a tensor more, which stays at home.
+        return [x.to(dtype).contiguous() for x, (_, dtype) in zip(tensors, self.wire(message), strict=False)]
 
     def add(self, kind: Kind, owner: int, segments: Segments, heads: Heads, tensors: list[Tensor]) -> None:
         """Add to a sum, or begin it."""
@@ -202,14 +205,25 @@ class Forward(Worker):
         return out, lse
 
 
+def delta_of(out: Tensor, d_out: Tensor) -> Tensor:
+    """``rowsum(out * d_out)`` in the dtype of accumulation, some rows at a time: products of all rows at once would be
+    fresh memory, which the operating system clears page by page."""
+    wide = accumulation_dtype(out.dtype)
+    rows = zip(out.split(_DELTA_ROWS, 1), d_out.split(_DELTA_ROWS, 1), strict=True)
+    return torch.cat([torch.linalg.vecdot(x.to(wide), y.to(wide)) for x, y in rows], 1)
+
+
 class Backward(Worker):
-    """Sums of gradients, from the output's gradient, the global lse and delta."""
+    """Sums of gradients, from the output's gradient, the global lse and delta.
+
+    For its own queries a rank has the output besides, which is what a CPU's kernel asks for.
+    """
 
     empty = {"dquery": (0.0,), "dkeys": (0.0, 0.0)}  # noqa: RUF012 (never written to)
 
-    def __init__(self, rules: Rules, shards: Shards, upstream: tuple[Tensor, Tensor, Tensor]) -> None:
+    def __init__(self, rules: Rules, shards: Shards, out: Tensor, lse: Tensor, d_out: Tensor) -> None:
         super().__init__(rules, shards)
-        self._own("query", [shards.q, *upstream])  # d_out, lse, delta
+        self._own("query", [shards.q, d_out, lse, delta_of(out, d_out), out])
 
     def wire(self, message: Message) -> list[tuple[tuple[int, ...], torch.dtype]]:
         q, k, v = self.shards
@@ -223,7 +237,7 @@ class Backward(Worker):
         return [((heads, k.shape[3]), dtype), ((heads, v.shape[3]), dtype)]
 
     def compute(self, block: Compute) -> None:
-        q, d_out, lse, delta = self.input("query", block.queries, block.query_segments, block.heads)
+        q, d_out, lse, delta, *out = self.input("query", block.queries, block.query_segments, block.heads)
         k, v = self.input("keys", block.keys, block.key_segments, block.heads)
         dq_place = self.running("dquery", block.queries, block.query_segments, block.heads)
         dkv_place = self.running("dkeys", block.keys, block.key_segments, block.heads)
@@ -232,6 +246,7 @@ class Backward(Worker):
             dq=None if dq_place is None else dq_place[0],
             dkv=None if dkv_place is None else (dkv_place[0], dkv_place[1]),
             dropout=self.dropout(block),
+            out=out[0] if out else None,
         )
         if dq_place is None:
             self.add("dquery", block.queries, block.query_segments, block.heads, [dq])

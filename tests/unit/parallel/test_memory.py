@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fused.mask import FULL
 from parallel.ring import engine
-from parallel.ring.schedule import Step
-from tests.helpers.attention import Case, run_in_memory
+from parallel.ring.schedule import INPUTS
+from tests.helpers.attention import Case, MemoryChannel, run_in_memory
 
 
 def _bytes(tensors: list[Tensor]) -> int:
@@ -30,6 +30,8 @@ class _Peak:
         coming: list[Any] = [x for entries in run._inputs.values() for _, found in entries for x in found]
         sums = [x for key, total in worker._sums.items() if key[1] != rank for x in total.tensors]
         coming_sums: list[Any] = [x for found in run._sums.values() for x in found]
+        for message, found in (entry for entries in run._coming.values() for entry in entries):
+            (coming if message.kind in INPUTS else coming_sums).extend(found)
         inputs, sums = inputs + [x.delivery.tensor for x in coming], sums + [x.delivery.tensor for x in coming_sums]
         with self._lock:
             self.inputs, self.sums = max(self.inputs, _bytes(inputs)), max(self.sums, _bytes(sums))
@@ -42,12 +44,12 @@ def test_two_blocks_in_flight_for_any_number_of_ranks(name: str, monkeypatch: py
     for ranks in (2, 4, 8):
         peak = peaks[ranks] = _Peak()
 
-        def exchange(run: engine._Run, step: Step, inputs: bool, peak: _Peak = peak) -> None:
-            real_exchange(run, step, inputs)
+        def exchange(run: engine._Run, number: int, peak: _Peak = peak) -> None:
+            real_exchange(run, number)
             peak.look(run)
 
-        def finish(run: engine._Run, step: Step, dead: tuple[object, ...], peak: _Peak = peak) -> None:
-            real_step(run, step, dead)  # pyright: ignore[reportArgumentType]
+        def finish(run: engine._Run, index: int, dead: tuple[object, ...], peak: _Peak = peak) -> None:
+            real_step(run, index, dead)  # pyright: ignore[reportArgumentType]
             peak.look(run)
 
         monkeypatch.setattr(engine._Run, "_exchange", exchange)
@@ -60,3 +62,31 @@ def test_two_blocks_in_flight_for_any_number_of_ranks(name: str, monkeypatch: py
         assert peak.sums <= 2 * max(bundle, keys), ranks
     assert peaks[8].inputs == peaks[4].inputs
     assert peaks[8].sums == peaks[4].sums
+
+
+@pytest.mark.parametrize(("name", "early"), [("allgather", True), ("allgather", False), ("token_ring", True)])
+def test_receives_are_posted_as_far_ahead_as_sends_may_be_on_their_way(
+    name: str, early: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 of four: where everything may travel at once, all receives are posted before the first send."""
+    log: list[str] = []
+    real_receive, real_send = MemoryChannel.receive, MemoryChannel.send
+
+    def receive(channel: MemoryChannel, peer: int, tensors: Any) -> Any:
+        log.append("receive") if channel.rank == 0 else None
+        return real_receive(channel, peer, tensors)
+
+    def send(channel: MemoryChannel, parcels: Any) -> None:
+        log.append("send") if channel.rank == 0 and parcels else None
+        real_send(channel, parcels)
+
+    monkeypatch.setattr(MemoryChannel, "receive", receive)
+    monkeypatch.setattr(MemoryChannel, "send", send)
+    monkeypatch.setattr(MemoryChannel, "early", early)
+    run_in_memory(Case(name, 4, layout="contiguous", mask=FULL, keys=64, kv_heads=4, batch=1))
+    backward = log[4:] if name == "allgather" else log[log.index("send") :]
+    if name == "allgather":
+        assert log[:4] == ["receive"] * 3 + ["send"]
+        assert backward.index("send") == (6 if early else 3)  # keys and values of three, and their gradients
+    else:
+        assert backward.index("receive") == 1  # one exchange at a time

@@ -231,3 +231,26 @@ def test_a_link_carries_one_exchange_after_another():
     """Through one port each way everything takes as long as its bytes, in whatever order it was posted."""
     port = Topology("port", 4, Speed(float(QUERY)))
     assert replay(program("allgather", 4, "backward"), port, FAST).seconds == pytest.approx(3 * 4)
+
+
+def test_exchanges_over_different_links_share_what_a_rank_can_send():
+    """Queries and results leave over links of their own: a limit above two links at once delays nothing, one link's
+    worth makes them take turns."""
+    free, wide, narrow = (
+        Topology("mesh", 4, Speed(float(QUERY)), injection=most) for most in (np.inf, 2.5 * QUERY, 1.0 * QUERY)
+    )
+    work = program("token_ring", 4)
+    assert replay(work, wide, FAST).seconds == pytest.approx(replay(work, free, FAST).seconds)
+    assert replay(work, narrow, FAST).seconds == pytest.approx(3 + 3 * OUT / QUERY)
+
+
+def test_a_sender_goes_on_when_its_buffer_has_taken_the_message():
+    """Rows, then columns, over links of their own: the second exchange of inputs need not wait for the first to arrive.
+    A ring's hops wait for what they pass on, whatever buffers hold."""
+    work, ring = program("tile:2", 4, "backward"), program("ring", 4)
+    seconds = [
+        replay(work, Topology("mesh", 4, Speed(float(QUERY)), buffer=held), FAST).seconds for held in (0, QUERY, 1e9)
+    ]
+    assert seconds[0] > seconds[1] > seconds[2]
+    for held in (0.0, 1e9):
+        assert replay(ring, Topology("ring", 4, Speed(float(QUERY)), buffer=held), FAST).seconds == pytest.approx(6)
