@@ -1,6 +1,7 @@
 """Sequence-parallel attention at sizes that are not at hand: schedules replayed on models of links.
 
-    python -m benchmarks.simulate [--ranks N ...] [--heads SHAPE] [--plot FILE] [--json FILE] [--check]
+    python -m benchmarks.simulate [--ranks N ...] [--heads SHAPE] [--strategies NAME ...]
+        [--plot FILE] [--json FILE] [--check]
 
 Every strategy's schedule is replayed (:mod:`parallel.plan.replay`) for islands of eight GPUs whose ports to a switch
 are faster than each GPU's port to the fabric between islands. The figures of the machine are inputs, stated in the
@@ -99,12 +100,14 @@ def dense_problem(ranks: int, shape: Shape) -> Problem:
     return Dense(parts, parts, pairs, Heads(0, shape.heads), shape.heads // shape.kv_heads)
 
 
-def simulate(label: str, shape: Shape, ranks: int) -> list[Row]:
-    """Full attention over :data:`CONTEXT` tokens in bf16."""
+def simulate(label: str, shape: Shape, ranks: int, only: list[str] | None = None) -> list[Row]:
+    """Full attention over :data:`CONTEXT` tokens in bf16; with ``only`` these of the strategies."""
     problem, widths = dense_problem(ranks, shape), Widths(1, shape.head_dim, shape.head_dim, 2)
     topology = Topology("two_level", ranks, SWITCH, min(ISLAND, ranks), FABRIC)
     rows: list[Row] = []
     for name, build in builds(ranks, shape).items():
+        if only is not None and name not in only:
+            continue
         directions: tuple[Direction, Direction] = ("forward", "backward")
         for direction in directions:
             program = weigh(build(problem, direction), widths, CONTEXT / (UNITS * ranks))
@@ -172,9 +175,10 @@ def main() -> None:
         type=int,
         nargs="+",
         default=[8, 16, 32, 64, 256],
-        help="1024 takes ten minutes and 4 GB",
+        help="1024 takes ten minutes and 4 GB; one strategy for one shape one minute and a half",
     )
     parser.add_argument("--heads", choices=list(SHAPES), help="query and key heads; default: each in turn")
+    parser.add_argument("--strategies", nargs="+", metavar="NAME", help="only these; default: all worth a look")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw them")
     parser.add_argument("--check", action="store_true", help="compare the model with shaped links of 2, 4, 8 ranks")
@@ -192,7 +196,7 @@ def main() -> None:
     for ranks in options.ranks:
         for label, shape in SHAPES.items():
             if options.heads in (None, label):
-                found = simulate(label, shape, ranks)
+                found = simulate(label, shape, ranks, options.strategies)
                 show(found)
                 rows += found
     if options.plot is not None:
