@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -160,7 +159,10 @@ class MemoryChannel:
     rank: int
     mail: _Mail
     waiting: dict[int, list[Arrival]] = field(default_factory=dict)
-    early: ClassVar[bool] = True
+
+    @property
+    def early(self) -> bool:
+        return True
 
     def receive(self, peer: int, tensors: Sequence[Tensor]) -> list[Arrival]:
         found: list[Arrival] = []
