@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused.products import product
+from fused.products import add_product_, product
 
 Weights = Sequence[tuple[Tensor, Tensor]]  # of each stack of experts: gate and up [E, 2H, D], down [E, D, H]
 
@@ -127,7 +127,7 @@ class _Experts(torch.autograd.Function):
                 d_rows.mul_(gates[part, None])
             inputs, gate_up, active, hidden = itertools.islice(kept, 4)
             gate, up = gate_up.chunk(2, 1)
-            d_product = product(d_rows, flat[first + 1][expert], out=d_products[:count])
+            d_product = product(d_rows, flat[first + 1][expert], buffer=d_products[:count])
             torch.mm(d_rows.T, hidden, out=d_flat[first + 1][expert])
             d_up = torch.mul(d_product, active, out=d_ups[:count])
             d_gate = torch.ops.aten.silu_backward.grad_input(d_product.mul_(up), gate, grad_input=d_gated[:count])
@@ -135,8 +135,9 @@ class _Experts(torch.autograd.Function):
             d_gate_weight, d_up_weight = d_flat[first][expert].chunk(2)
             torch.mm(d_gate.T, inputs, out=d_gate_weight)
             torch.mm(d_up.T, inputs, out=d_up_weight)
-            d_in = product(d_gate, gate_weight, out=d_x[part] if rows is None else d_inputs[:count])
-            d_in.addmm_(d_up, up_weight)
-            if rows is not None:
-                d_x.index_add_(0, rows[part], d_in)
+            if rows is None:
+                add_product_(product(d_gate, gate_weight, out=d_x[part]), d_up, up_weight)
+            else:
+                d_in = product(d_gate, gate_weight, buffer=d_inputs[:count])
+                d_x.index_add_(0, rows[part], add_product_(d_in, d_up, up_weight))
         return d_x, None, d_gates, None, None, *d_flat

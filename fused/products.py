@@ -23,12 +23,18 @@ def linear(x: Tensor, weight_OI: Tensor) -> Tensor:
     return out
 
 
-def product(a_MK: Tensor, b_KN: Tensor, out: Tensor | None = None) -> Tensor:
-    """``a @ b``, into ``out`` if given; without autograd."""
+def product(a_MK: Tensor, b_KN: Tensor, out: Tensor | None = None, buffer: Tensor | None = None) -> Tensor:
+    """``a @ b``, into ``out`` if given, or into ``buffer`` where that is cheaper than new memory; without autograd."""
+    into = buffer if out is None else out
     if not _suits(a_MK, b_KN):
-        return torch.mm(a_MK, b_KN) if out is None else torch.mm(a_MK, b_KN, out=out)
-    found = _onednn(a_MK, b_KN)
+        return torch.mm(a_MK, b_KN) if into is None else torch.mm(a_MK, b_KN, out=into)
+    found = _onednn(a_MK, b_KN)  # which always takes new memory
     return found if out is None else out.copy_(found)
+
+
+def add_product_(to_MN: Tensor, a_MK: Tensor, b_KN: Tensor) -> Tensor:
+    """``to += a @ b``."""
+    return to_MN.add_(_onednn(a_MK, b_KN)) if _suits(a_MK, b_KN) else to_MN.addmm_(a_MK, b_KN)
 
 
 def _suits(a: Tensor, b: Tensor) -> bool:

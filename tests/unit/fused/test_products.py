@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fused import products
-from fused.products import linear, product
+from fused.products import add_product_, linear, product
 
 SHAPES = [(1, 1, 1), (3, 5, 7), (33, 64, 17), (2, 300, 129), (0, 4, 6)]
 
@@ -53,7 +53,9 @@ def test_product_into_a_part_of_another(rows: int, inner: int, columns: int, tur
     part = product(a, b, out=whole[1:-1])
     assert near(part, a.double() @ b.double())
     assert near(product(a, b), a.double() @ b.double())
+    assert product(a, b, buffer=torch.empty(rows, columns)).equal(part)
     assert whole[1:-1].equal(part)
+    assert near(add_product_(torch.ones(rows, columns), a, b), 1 + a.double() @ b.double())
     assert (whole[[0, -1]] == -1).all()
 
 
