@@ -53,7 +53,7 @@ def test_product_into_a_part_of_another(rows: int, inner: int, columns: int, tur
     part = product(a, b, out=whole[1:-1])
     assert near(part, a.double() @ b.double())
     assert near(product(a, b), a.double() @ b.double())
-    assert product(a, b, buffer=torch.empty(rows, columns)).equal(part)
+    assert near(product(a, b, buffer=torch.empty(rows, columns)), a.double() @ b.double())
     assert whole[1:-1].equal(part)
     assert near(add_product_(torch.ones(rows, columns), a, b), 1 + a.double() @ b.double())
     assert (whole[[0, -1]] == -1).all()
