@@ -20,7 +20,7 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def near(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    return bool((found.double() - wanted).norm() <= 2e-6 * max(1.0, float(wanted.norm())))
+    return bool((found.double() - wanted).norm() <= 2e-6 * wanted.norm().clamp(min=1.0))
 
 
 @pytest.mark.parametrize(("rows", "inner", "columns"), SHAPES)
