@@ -38,12 +38,17 @@ ERRORS = _errors(
 BUSY = _errors(
     _429="the queue is full; Retry-After says for how long", _503="it shuts down, or the model took too long"
 )
+EVENT = {  # before OpenAPI 3.2 the schema of a stream is that of each event
+    "type": "object",
+    "properties": {"data": {"type": "string", "description": "a chunk as JSON; [DONE] at the end"}},
+    "required": ["data"],
+}
 GENERATED: dict[int | str, dict[str, Any]] = {
     **BUSY,
     200: {
         "model": Response,
         "description": "the whole answer, or with stream=true server-sent events",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": EVENT}},
     },
 }
 STOPPED: dict[int | str, dict[str, Any]] = {503: {"description": "no"}}

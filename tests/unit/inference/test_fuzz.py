@@ -18,7 +18,7 @@ from tests.helpers.served import Served
 
 SETTINGS = {"model_name": "tiny", "max_concurrent": 4, "max_queue": 64, "max_tokens": 8}
 CHECKS: Any = [*HealthCheck]
-BOUNDS = settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=CHECKS)
+BOUNDS = settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=CHECKS)
 # What no schema says: how long a prompt may be, what the vocabulary is, which fields go together.
 EXCLUDED = [positive_data_acceptance]
 
