@@ -9,7 +9,6 @@ import socketserver
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -183,12 +182,12 @@ def test_what_ray_says_becomes_a_reason_and_its_fix(said: str, rule: str, fix: s
 
 def test_a_cluster_with_another_token_is_refused(ray_cluster: Connection) -> None:
     script = f"""
-from cluster.connection import connect
+from cluster import connection
 from conf.schema import ClusterConfig
-with connect(ClusterConfig(address={ray_cluster.address!r})):
+connection.PROBE_TIMEOUT_SEC = 1000.0  # it is refused at once
+with connection.connect(ClusterConfig(address={ray_cluster.address!r})):
     pass
 """
-    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
@@ -201,7 +200,6 @@ with connect(ClusterConfig(address={ray_cluster.address!r})):
     assert "ResourceError" in done.stderr
     assert "refuses this authentication token" in done.stderr
     assert "RAY_AUTH_TOKEN" in done.stderr
-    assert time.monotonic() - started < connection.PROBE_TIMEOUT_SEC, "it is refused at once"
 
 
 def test_a_cluster_without_authentication_is_refused_in_words() -> None:

@@ -128,7 +128,9 @@ def test_the_median_rule_compares_a_variant_with_itself(tmp_path: Path) -> None:
     assert {job.label for job in found.jobs if found._loses(job)} == {"large3", "small3"}
 
 
-def test_a_loser_that_was_done_before_it_could_be_stopped_is_done(tmp_path: Path) -> None:
+def test_a_loser_that_was_done_before_it_could_be_stopped_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Runs()
 
     def to_the_end(arguments: list[str], log: Path, stop: Callable[[], int]) -> int:
@@ -137,7 +139,7 @@ def test_a_loser_that_was_done_before_it_could_be_stopped_is_done(tmp_path: Path
         return EXIT_DONE
 
     found = Sweep(load_config([f"run_dir='{tmp_path}'"]), [], to_the_end, room=ROOM, show=lambda jobs: None)
-    found._loses = lambda job: "worse"  # type: ignore[method-assign]
+    monkeypatch.setattr(found, "_loses", lambda job: "worse")
     found.batch([["trainer.lr=0.01"]])
     assert [(job.state, job.message) for job in found.jobs] == [("done", "")]
 
