@@ -1,11 +1,13 @@
 """Linear layers for a CPU that runs a few rows at a time, where reading the weights is what costs.
 
-``fp32`` and ``bf16`` keep the model's arithmetic. One row is a matrix-vector product on the plain weight. From two to
-``PACKED_ROWS`` rows oneDNN's own layout saves re-arranging the weight at every call, which makes the second and third
-row almost free; it is a second copy of the weights. More rows go to the plain weight again, where both are equal.
+``fp32`` and ``bf16`` keep the model's arithmetic. oneDNN's own layout of an fp32 weight saves re-arranging it at every
+call, which makes the second and third row almost free. Where oneDNN is the faster library (``fused.products``) that is
+the only copy of a weight, for any number of rows. Elsewhere it is a second copy for two to ``PACKED_ROWS`` rows: one row
+is a matrix-vector product on the plain weight, and with more rows both are equal.
 
 ``int8`` and ``int4`` store weights only (one scale a row; or a scale and a zero for every ``GROUP`` weights) and
-multiply with bf16 inputs while they read the weight; many rows at once are better off with the weight restored.
+multiply while they read the weight, 4 bits and more than very few rows with bf16 inputs; many rows at once are better
+off with the weight restored.
 """
 
 import torch
@@ -13,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conf.errors import ConfigError
+from fused.products import onednn_is_faster
+from inference import int8_rows
 
 PACKED_ROWS = 48
 QUANTISED_ROWS = 12  # above it, restoring the weight is cheaper than the row-by-row kernels
@@ -23,31 +27,39 @@ class PlainLinear:
     """``x W^T + b`` with the weight in one layout, or two."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, pack: bool) -> None:
-        self.weight, self.bias, self._turned = weight_OI, bias_O, weight_OI.t()
+        self._bias = bias_O
         self._packed = _pack(weight_OI, bias_O) if pack else None
+        self._plain: Tensor | None = weight_OI.t()
+        if weight_OI.dtype == torch.float32 and onednn_is_faster():  # without packing too
+            self._packed, self._plain = weight_OI if self._packed is None else self._packed, None
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         """[rows, in] to [rows, out]."""
-        if self._packed is not None and 1 < x_TI.shape[0] <= PACKED_ROWS:
-            return _packed_linear(x_TI, self._packed, self.bias)
-        if self.bias is None:
-            return torch.mm(x_TI, self._turned)  # what F.linear does, by a shorter way
-        return F.linear(x_TI, self.weight, self.bias)
+        if self._plain is None or (self._packed is not None and 1 < x_TI.shape[0] <= PACKED_ROWS):
+            assert self._packed is not None
+            return _packed_linear(x_TI, self._packed, self._bias)
+        if self._bias is None:
+            return torch.mm(x_TI, self._plain)  # what F.linear does, by a shorter way
+        return torch.addmm(self._bias, x_TI, self._plain)
 
 
 class Int8Linear:
     """Weights as 8-bit integers with one scale an output."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
-        scale_O = weight_OI.abs().amax(1).clamp_min(1e-12) / 127
-        self._weight = (weight_OI / scale_O[:, None]).round().to(torch.int8)
-        self._scale, self._bias = scale_O.bfloat16(), bias_O
+        self._short_scale = (weight_OI.abs().amax(1).clamp_min(1e-12) / 127).bfloat16()  # as torch's operator wants it
+        self._scale, self._bias = self._short_scale.float(), bias_O
+        self._weight = (weight_OI / self._scale[:, None]).round().clamp(-127, 127).to(torch.int8)
+        int8_rows.warm_up()
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         """[rows, in] to [rows, out]."""
         if x_TI.shape[0] > QUANTISED_ROWS:
             return F.linear(x_TI, self._weight.to(x_TI.dtype) * self._scale.to(x_TI.dtype)[:, None], self._bias)
-        out = torch.ops.aten._weight_int8pack_mm(x_TI.bfloat16(), self._weight, self._scale).to(x_TI.dtype)
+        if x_TI.dtype == torch.float32 and int8_rows.suits(x_TI.shape[0]):
+            out = int8_rows.product(x_TI, self._weight, self._scale)
+        else:
+            out = torch.ops.aten._weight_int8pack_mm(x_TI.bfloat16(), self._weight, self._short_scale).to(x_TI.dtype)
         return out if self._bias is None else out + self._bias
 
 

@@ -6,11 +6,12 @@ import torch.nn.functional as F
 
 from conf.errors import ConfigError
 from conf.serving import EngineConfig
+from inference import int8_rows, weights
 from inference.engine import Engine
 from inference.params import SamplingParams
-from inference.weights import GROUP, PACKED_ROWS, QUANTISED_ROWS, Int4Linear, linear
+from inference.weights import GROUP, PACKED_ROWS, QUANTISED_ROWS, Int4Linear, Int8Linear, linear
 
-ROWS = (1, 2, 7, QUANTISED_ROWS + 1, PACKED_ROWS, PACKED_ROWS + 1)
+ROWS = (1, 2, 5, 7, QUANTISED_ROWS + 1, PACKED_ROWS, PACKED_ROWS + 1)
 # Half a step of the largest weight, for normal weights about 3.5 deviations (a group's range: about 4.5), beside one.
 BOUND = {"fp32": 1e-5, "int8": 0.02, "int4": 0.12}
 
@@ -28,6 +29,24 @@ def test_every_form_is_near_the_plain_product_at_any_number_of_rows(form: str, b
         found = layer(x)
         assert found.dtype == torch.float32
         assert ((found - expected).norm() / expected.norm()).item() < BOUND[form], rows
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_a_packed_weight_is_the_only_copy_where_onednn_is_faster(faster: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(weights, "onednn_is_faster", lambda: faster)
+    layer = linear(torch.ones(96, 64), torch.ones(96), "fp32", pack=True)
+    plain = [v for v in vars(layer).values() if isinstance(v, torch.Tensor) and not v.is_mkldnn]
+    assert sum(v.numel() for v in plain) == 96 + (0 if faster else 96 * 64)
+    for rows in (0, *ROWS):
+        torch.testing.assert_close(layer(torch.ones(rows, 64)), torch.full((rows, 96), 65.0))
+
+
+def test_eight_bits_in_one_loop_are_the_restored_weight():
+    generator = torch.Generator().manual_seed(2)
+    layer = Int8Linear(torch.randn(97, 65, generator=generator), None)
+    x = torch.randn(3, 65, generator=generator)
+    restored = layer._weight * layer._scale[:, None]
+    torch.testing.assert_close(int8_rows.product(x, layer._weight, layer._scale), x @ restored.T, atol=1e-4, rtol=1e-5)
 
 
 def test_four_bits_restore_the_grid_that_the_kernel_uses():
