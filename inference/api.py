@@ -69,12 +69,11 @@ class Api:
 
     async def embeddings(self, request: Request, body: EmbeddingsRequest) -> HttpResponse:
         """``POST /v1/embeddings``."""
-        self._refuse_new_work()
         self.check_model(body.model)
         width = self.runner.engine.spec.dim
         if body.dimensions not in (None, width):
             raise ApiError(400, f"dimensions: this model's embeddings have {width}", "dimensions")
-        self.runner.refuse_if_full()
+        self.admit()  # what came meanwhile may have filled it
         prompts = await asyncio.to_thread(self._encoded, body.input, "input")
         job = self.runner.submit(self.runner.prepare(prompts, SamplingParams(max_tokens=1), task="embed"))
         stayed, _ = await self._whole(request, job)
@@ -84,6 +83,12 @@ class Api:
         tokens = sum(len(prompt) for prompt in prompts)
         return JSONResponse(embeddings(self.settings.model_name, vectors, body.encoding_format or "float", tokens))
 
+    def admit(self) -> None:
+        """Raises QueueFull where no new work is taken on; for every request, before it is read."""
+        if self.draining:
+            raise Closed("the server is shutting down", CLOSED_RETRY_SEC)
+        self.runner.refuse_if_full()
+
     def check_model(self, name: str | None) -> None:
         """Raises ApiError 404 for a model that is not served here; None is the served one."""
         if name is not None and name != self.settings.model_name:
@@ -91,17 +96,13 @@ class Api:
             raise ApiError(404, message, "model", "model_not_found")
 
     def _check(self, body: GenerationRequest) -> None:
-        self._refuse_new_work()
         self.check_model(body.model)
         body.refuse_unsupported()
         wanted, most = body.wanted_tokens, self.settings.max_tokens
         if wanted is not None and wanted > most:
             raise ApiError(400, f"max_tokens: {wanted} is more than this server allows ({most})", "max_tokens")
-        self.runner.refuse_if_full()
+        self.admit()  # what came meanwhile may have filled it
 
-    def _refuse_new_work(self) -> None:
-        if self.draining:
-            raise Closed("the server is shutting down", CLOSED_RETRY_SEC)
 
     def _encoded(self, prompt: Prompts, field: str) -> list[list[int]]:
         """Token ids of every prompt; a flat list of ids is one prompt."""

@@ -1,25 +1,31 @@
-"""What happens to a request before the application sees it: its id, the token, the bound on its body."""
+"""What happens to a request before the application sees it: its id, the token, a full queue, the bound on its body."""
 
 import asyncio
 import hmac
 import re
 import uuid
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from inference.api_errors import ApiError, error_response
+from inference.api_errors import ApiError, as_api_error, error_response
+from inference.runner import QueueFull
 
 OPEN_PATHS = ("/health", "/ready", "/")  # need no token
+WORK = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings")
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 BODY_TIMEOUT_SEC = 60.0
 
 
 class Guard:
-    """ASGI middleware. It reads the body itself, so that an oversized one is never held in memory."""
+    """ASGI middleware. It reads the body itself, so that an oversized one is never held in memory.
 
-    def __init__(self, app: ASGIApp, token: str, max_body_bytes: int) -> None:
-        self.app, self.max_body_bytes = app, max_body_bytes
+    ``admit`` raises QueueFull where work would be in vain, before its body is read.
+    """
+
+    def __init__(self, app: ASGIApp, token: str, max_body_bytes: int, admit: Callable[[], None]) -> None:
+        self.app, self.max_body_bytes, self._admit = app, max_body_bytes, admit
         self._expected = f"Bearer {token}".encode() if token else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,10 +43,13 @@ class Guard:
 
         try:
             self._authorise(scope["path"], headers)
+            if scope["path"] in WORK and scope["method"] == "POST":
+                self._admit()
             body = await self._body(headers, receive)
-        except ApiError as error:
-            extra = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-            await error_response(error, extra)(scope, receive, send_with_id)
+        except (ApiError, QueueFull) as error:
+            found = as_api_error(error)
+            extra = {"WWW-Authenticate": "Bearer"} if found.status == 401 else None
+            await error_response(found, extra)(scope, receive, send_with_id)
             return
         if body is not None:
             await self.app(scope, _replay(body, receive), send_with_id)

@@ -64,7 +64,8 @@ def build_app(model: str, settings: dict[str, Any]) -> FastAPI:
     app.state.runner = runner
     app.state.healthy = lambda: runner.healthy or api.draining
     install_handlers(app)
-    app.add_middleware(Guard, token=os.environ.get(TOKEN_VARIABLE, ""), max_body_bytes=config.max_body_bytes)
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    app.add_middleware(Guard, token=token, max_body_bytes=config.max_body_bytes, admit=api.admit)
     app.add_middleware(CountAnswers, metrics=metrics)
     _add_routes(app, api, _model_card(engine, config))
     return app

@@ -228,11 +228,17 @@ def test_a_full_queue_is_a_429(app: FastAPI, monkeypatch: pytest.MonkeyPatch):
             patch.setattr(app.state.runner.engine, "encode", lambda _: pytest.fail("a refused prompt was encoded"))
             assert_error(await client.post("/v1/completions", json=request), 429, code="queue_full")
             assert_error(await client.post("/v1/embeddings", json={"input": "the"}), 429, code="queue_full")
+            assert_error(await client.post("/v1/completions", content=_never()), 429, code="queue_full")
         gate.open()
         answers = await asyncio.gather(*accepted)
         assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 200, 429]
 
     talk(app, body)
+
+
+async def _never() -> AsyncIterator[bytes]:
+    pytest.fail("the body of a refused request was read")
+    yield b""
 
 
 @pytest.mark.parametrize("stream", [False, True])
