@@ -14,7 +14,7 @@ class EngineConfig:
     """How a model is run for generation."""
 
     dtype: str = "fp32"  # of the weights; int8 and int4 are weight-only
-    pack: bool = True  # fp32 weights in oneDNN's layout: alone on AMD processors, elsewhere a second copy for 2 to 48 rows
+    pack: bool = True  # fp32 weights in oneDNN's layout: on AMD processors only there, elsewhere a second copy
     kv_tokens: int = 0  # tokens that the key-value cache holds; 0: by memory, at most what all running texts can need
     page_tokens: int = 16  # tokens in a page of the cache on each rank
     step_tokens: int = 512  # rows of one forward pass, for each rank

@@ -103,7 +103,6 @@ class Api:
             raise ApiError(400, f"max_tokens: {wanted} is more than this server allows ({most})", "max_tokens")
         self.admit()  # what came meanwhile may have filled it
 
-
     def _encoded(self, prompt: Prompts, field: str) -> list[list[int]]:
         """Token ids of every prompt; a flat list of ids is one prompt."""
         engine = self.runner.engine

@@ -2,8 +2,8 @@
 
 ``fp32`` and ``bf16`` keep the model's arithmetic. oneDNN's own layout of an fp32 weight saves re-arranging it at every
 call, which makes the second and third row almost free. Where oneDNN is the faster library (``fused.products``) that is
-the only copy of a weight, for any number of rows. Elsewhere it is a second copy for two to ``PACKED_ROWS`` rows: one row
-is a matrix-vector product on the plain weight, and with more rows both are equal.
+the only copy of a weight, for any number of rows. Elsewhere it is a second copy for two to ``PACKED_ROWS`` rows: one
+row is a matrix-vector product on the plain weight, and with more rows both are equal.
 
 ``int8`` and ``int4`` store weights only (one scale a row; or a scale and a zero for every ``GROUP`` weights) and
 multiply while they read the weight, 4 bits and more than very few rows with bf16 inputs; many rows at once are better
