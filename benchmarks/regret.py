@@ -5,8 +5,9 @@
 On each network (:mod:`benchmarks.netns`, needs root) the planner's own probe measures links and a block; then every
 strategy runs, forward and backward, on every problem. Printed for each cell: the choice, what it took beside the best,
 what was predicted. At the end: regret, the gain over the best single strategy used everywhere, and the error of the
-predictions. The full run has 72 cells: three topologies; links slow and fast beside the cores; groups of 1, 4 and 8
-query heads to a key head and queries as many as keys, a quarter or a sixteenth on 4 ranks; three such problems on 8.
+predictions. The full run has 72 cells: three topologies; links slow and fast beside the cores, with longer sequences
+where they are fast (else a cell takes less time than the system needs to wake a process); groups of 1, 4 and 8 query
+heads to a key head and queries as many as keys, a quarter or a sixteenth on 4 ranks; three such problems on 8.
 
 With ``--json`` a run goes on where an earlier one with the same file ended, network by network; with ``--seconds`` it
 begins no network after that time. The file has what was measured, the probe's figures among it; plans are made from
@@ -18,6 +19,7 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -40,7 +42,8 @@ from parallel.strategies import find_strategy
 from tests.helpers.dist import run_distributed
 
 SLOW, FAST = 20.0, 1000.0  # Mbit/s: below and above what two cores compute and copy at
-KEYS = 512
+KEYS = {SLOW: 512, FAST: 2048}
+SPAN, MOST = 3.0, 12  # seconds that a cell's direction is measured for at least, unless that takes more rounds
 
 
 Seconds = dict[str, float]  # by strategy
@@ -83,11 +86,12 @@ class Found:
         return self.measured[self.chosen] / self.measured[self.best] - 1
 
 
-def problems(topology: str, ranks: int) -> list[Cell]:
+def problems(topology: str, ranks: int, mbit: float) -> list[Cell]:
     """Grouping by share of queries."""
     some = product((1, 4, 8), (1, 4, 16)) if ranks <= 4 else ((1, 1), (4, 1), (4, 8))
+    keys = KEYS[mbit]
     return [
-        Cell(topology, ranks, KEYS // share, KEYS, heads=8, kv_heads=8 // group, head_dim=32) for group, share in some
+        Cell(topology, ranks, keys // share, keys, heads=8, kv_heads=8 // group, head_dim=32) for group, share in some
     ]
 
 
@@ -132,9 +136,18 @@ def _rank(rank: int, world_size: int, cells: list[Cell], rounds: int) -> tuple[T
         measured.append({})
         for direction in cell.directions:
             calls = {name: getattr(variant, direction) for name, variant in variants.items()}
-            times = alternate(calls, rounds, before=dist.barrier)
-            measured[-1][direction] = {name: times[name].wall for name in calls}
+            measured[-1][direction] = _times(calls, rounds)
     return links, machines, measured
+
+
+def _times(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of all rounds; equally many on all ranks, and more than ``rounds`` where these are soon over."""
+    times = alternate(calls, rounds, before=dist.barrier)
+    spent = torch.tensor(sum(sum(times[name].wall) for name in calls) / rounds)
+    dist.all_reduce(spent, dist.ReduceOp.MAX)
+    more = min(math.ceil(SPAN / float(spent)), MOST) - rounds
+    later = alternate(calls, more, before=dist.barrier) if more > 0 else {}
+    return {name: times[name].wall + (later[name].wall if later else []) for name in calls}
 
 
 def _slowest(by_rank: list[dict[str, list[float]]]) -> Seconds:
@@ -158,7 +171,7 @@ def measure(topology: str, ranks: int, mbit: float, rounds: int, cells: list[Cel
 
 def judge(measured: Measured) -> list[Found]:
     """The planner's choice and predictions beside what was measured."""
-    cell = problems(measured.topology, measured.ranks)[measured.problem]
+    cell = problems(measured.topology, measured.ranks, measured.mbit)[measured.problem]
     strategies = [find_strategy(name) for name in ours(cell)]
     chosen = plan(strategies, cell.problem, cell.widths, measured.links, measured.machines)
     found: list[Found] = []
@@ -207,7 +220,7 @@ def check_model(rounds: int = 2) -> None:
     everything: list[Found] = []
     print(f"shaped links of {SLOW:g} Mbit/s, seconds measured / predicted")
     for topology, ranks in product(netns.TOPOLOGIES, (2, 4, 8)):
-        found = judge(measure(topology, ranks, SLOW, rounds, problems(topology, ranks)[:1])[0])
+        found = judge(measure(topology, ranks, SLOW, rounds, problems(topology, ranks, SLOW)[:1])[0])
         everything += found
         for one in found:
             pairs = (f"{n} {one.measured[n]:.2f} / {p:.2f}" for n, p in one.predicted.items())
@@ -233,7 +246,7 @@ def main() -> None:
     for network in networks(options.quick):
         if network in known or time.monotonic() - started > options.seconds:
             continue
-        new = measure(*network, options.rounds, problems(*network[:2]))
+        new = measure(*network, options.rounds, problems(*network))
         judged = [one for some in new for one in judge(some)]
         show(judged)
         measured, found = measured + new, found + judged

@@ -9,6 +9,7 @@ import socket
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ PROBE_BYTES = 1 << 18
 PROBE_SECONDS = 0.2  # a transfer should take about this long to be measured well
 MAX_BYTES = 1 << 26
 REPEATS = 3
+# Products of a square matrix beside messages: its size, how long in all, beside how many exchanges of next to nothing.
+BUSY_SIZE, BUSY_SECONDS, TURNS = 256, 0.1, 32
 TIMEOUT_SEC = 60.0
 
 
@@ -102,6 +105,35 @@ class _Wires:
         """Bytes/s that a rank sends to several others at once, and receives from as many."""
         return len(distances) * size / max(self.shift(size, *distances) - latency, 1e-9)
 
+    def busy(self, speed: Speed) -> tuple[float, float]:
+        """Seconds that a rank's computing loses by an exchange with its neighbours, and by a byte of it, while all
+        ranks compute; next to nothing where other cores, or a GPU's copy engines, move the messages."""
+        square = torch.ones(BUSY_SIZE, BUSY_SIZE, device=self._device)
+        target, source = (self._rank + 1) % self._size, (self._rank - 1) % self._size
+        channel = GroupChannel(self._group, self._device, TIMEOUT_SEC)
+
+        def compute(times: int, size: int | None = None, exchanges: int = 1) -> float:
+            payload, room = (torch.zeros(size or 0, dtype=torch.uint8, device=self._device) for _ in range(2))
+
+            def run() -> None:
+                for _ in range(exchanges):
+                    arrivals = channel.receive(source, [room]) if size else []
+                    if size:
+                        channel.send([(target, payload)])
+                    for _ in range(times):
+                        torch.mm(square, square)
+                    for arrival in arrivals:
+                        arrival.wait()
+                    channel.finish_sends()
+
+            return _timed(run, self._group, self._device)
+
+        times = 8 * BUSY_SECONDS / compute(8)
+        few, many = (int(min(max(1.0, times * share), 1 << 20)) for share in (1 / TURNS, 1.0))
+        turn = max(0.0, compute(few, 1, TURNS) - compute(few, None, TURNS)) / TURNS
+        size = int(min(max(1.0, 0.5 * BUSY_SECONDS * speed.bandwidth), MAX_BYTES))
+        return turn, max(0.0, compute(many, size) - compute(many) - turn) / (2 * size)
+
     def speed(self, distance: int, post: float) -> tuple[Speed, int]:
         """Of one message to ``distance`` at a time, and a size that takes long enough to compare patterns with."""
         latency = self.shift(1, distance)
@@ -129,7 +161,8 @@ def measure_links(group: dist.ProcessGroup, device: torch.device, kind: Kind | N
         inside, _ = wires.speed(1, post)  # the slowest neighbours are on different hosts
         between, _ = wires.speed(island or 1, post)
         within = _inside(group, device, island) if island else inside
-        return Topology("two_level", size, within, island or 1, between, post=post)
+        turn, copy = wires.busy(inside)
+        return Topology("two_level", size, within, island or 1, between, post=post, turn=turn, copy=copy)
     speed, probe = wires.speed(1, post)
     if kind is None:
         alone = wires.shift(probe, 1)
@@ -138,15 +171,15 @@ def measure_links(group: dist.ProcessGroup, device: torch.device, kind: Kind | N
         else:
             # The second neighbour's message passes a link that carries another; with four ranks it is the antipode.
             kind = "ring" if size > 3 and wires.shift(probe, 2) > SHARED * alone else "mesh"
-    buffer = wires.buffer(probe, speed)
+    turn, copy = wires.busy(speed)
+    found = Topology(kind, size, speed, post=post, buffer=wires.buffer(probe, speed), turn=turn, copy=copy)
     if size < 3:
-        return Topology(kind, size, speed, post=post, buffer=buffer)
+        return found
     neighbours = (1, -1) if kind == "ring" else range(1, size)
     together = wires.together(probe, neighbours, speed.latency)
     if kind == "port":
-        crowding = max(1.0, speed.bandwidth / together)
-        return Topology(kind, size, speed, post=post, buffer=buffer, crowding=crowding)
-    return Topology(kind, size, speed, injection=together, post=post, buffer=buffer)
+        return replace(found, crowding=max(1.0, speed.bandwidth / together))
+    return replace(found, injection=together)
 
 
 def _inside(group: dist.ProcessGroup, device: torch.device, island: int) -> Speed:

@@ -84,6 +84,17 @@ class _Links:
         return start, end
 
 
+def _moving(program: Program, topology: Topology) -> Floats:
+    """[steps, ranks] seconds that each rank's computing loses by the messages of its exchanges."""
+    taken = np.zeros((program.steps, program.ranks))
+    for ranks in (program.source, program.target):
+        np.add.at(taken, (program.exchange // 2, ranks), program.size * topology.copy)
+    both = [program.exchange * program.ranks + ranks for ranks in (program.source, program.target)]
+    exchanges = np.unique(np.concatenate(both))  # of one rank each
+    np.add.at(taken, (exchanges // program.ranks // 2, exchanges % program.ranks), topology.turn)
+    return taken
+
+
 def replay(program: Program, topology: Topology, machine: Machine) -> Replay:
     """Follow all ranks step by step."""
     shape = (program.steps, program.ranks)
@@ -96,6 +107,7 @@ def replay(program: Program, topology: Topology, machine: Machine) -> Replay:
     carriers = _Links(topology)
     clock = np.full(program.ranks, machine.call)
     compute = program.flops / machine.flops + program.blocks * machine.block
+    busy = compute + _moving(program, topology)
     paths = topology.paths(program.source, program.target)
     latency = topology.latency(program.source, program.target)
     bounds = np.searchsorted(program.exchange, np.arange(2 * program.steps + 1))
@@ -118,7 +130,7 @@ def replay(program: Program, topology: Topology, machine: Machine) -> Replay:
             in_sight = np.clip(1.0 - topology.buffer / program.size[here], 0.0, 1.0)
             np.maximum.at(left[number + before], source, ready + in_sight * (end - ready))
         computing[index] = np.maximum(clock, awaited[COMPUTED, index])
-        computed[index] = computing[index] + compute[index]
+        computed[index] = computing[index] + busy[index]
         clock = np.maximum(computed[index], awaited[MERGED, index])
     loads = _loads(program.size, paths, len(topology.bandwidth))[:-1]
     seconds = float(max(clock.max(), left.max()))

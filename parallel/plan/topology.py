@@ -44,6 +44,8 @@ class Topology:
     post: float = 0.0  # seconds of a rank's host for every tensor that it sends or receives
     buffer: float = 0.0  # bytes of a message that its sender is rid of before they have travelled
     crowding: float = 1.0  # how much longer messages of one exchange that share a link take than their bytes
+    turn: float = 0.0  # seconds that computing loses by an exchange in which a rank takes part, ranks sharing cores
+    copy: float = 0.0  # seconds that it loses by a byte that a rank sends or receives
 
     def __post_init__(self) -> None:
         if self.kind not in TOPOLOGIES:

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.links import Cell, Goal, Row, judge, ours
 from benchmarks.overlap import STRATEGIES, busiest_seconds, cell_of
-from benchmarks.regret import DIRECTIONS, Found, Measured, problems, summarise
+from benchmarks.regret import DIRECTIONS, SLOW, Found, Measured, problems, summarise
 from benchmarks.regret import judge as judge_plan
 from parallel.plan.replay import Machine
 from parallel.plan.topology import Speed, Topology
@@ -44,12 +44,12 @@ def test_regret_gain_and_errors():
 def test_plans_are_made_anew_from_what_was_measured():
     machine = Machine(1e9, 1e-3, 1e-3)
     links = Topology("ring", 4, Speed(1e6, 1e-3), injection=1.5e6)
-    seconds = {direction: dict.fromkeys(ours(problems("ring", 4)[1]), 1.0) for direction in DIRECTIONS}
+    seconds = {direction: dict.fromkeys(ours(problems("ring", 4, SLOW)[1]), 1.0) for direction in DIRECTIONS}
     measured = Measured("ring", 4, 20.0, 1, links, dict.fromkeys(DIRECTIONS, machine), seconds)
     loaded = Measured.load(json.loads(json.dumps(asdict(measured))))
     assert loaded == measured
     forward, backward = judge_plan(loaded)
-    assert forward.cell == str(problems("ring", 4)[1])
+    assert forward.cell == str(problems("ring", 4, SLOW)[1])
     assert set(backward.predicted) == set(backward.measured)
     assert forward.predicted[forward.chosen] <= 1.02 * min(forward.predicted.values())
 

@@ -1,5 +1,7 @@
 """The cost model: programs, topologies and replays against what can be worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -120,6 +122,18 @@ def test_posting_takes_time_for_every_tensor():
     work, topology = program("ring", 4), Topology("ring", 4, Speed(2.0 * QUERY), post=0.25)
     assert replay(work, topology, FAST).seconds == pytest.approx(3 * (1 + 4 * 0.25))
     assert replay(work, topology, Machine(1e18, call=0.5)).seconds == pytest.approx(0.5 + 3 * 2)
+
+
+def test_a_core_that_also_moves_messages_computes_later():
+    """A rank of the ring takes part in an exchange of each of the first three steps: a shard of keys out, one in."""
+    work, topology = program("ring", 4), Topology("ring", 4, Speed(2.0 * QUERY))
+    block = work.flops.sum(0)[0] / 4
+    slow, keys = Machine(flops=block / 3), work.size[0]
+    plain = replay(work, topology, slow)
+    busy = replay(work, replace(topology, turn=0.25, copy=0.125 / keys), slow)
+    assert plain.seconds == pytest.approx(4 * 3)
+    assert busy.seconds == pytest.approx(4 * 3 + 3 * (0.25 + 2 * 0.125))
+    assert busy.compute_seconds == plain.compute_seconds  # what messages take is exposed communication
 
 
 def test_token_ring_returns_cross_many_links_of_a_ring_but_one_of_a_mesh():
