@@ -129,7 +129,9 @@ def partitioned(lists: Lists, vectors: Array, partitions: int) -> Array:
     where = assign(len(vectors), vectors.__getitem__, partitions)
     pieces = [match_partition(lists, np.flatnonzero(where == number)) for number in range(partitions)]
     bounds = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(bounds) for _, bounds in pieces]))])
-    path = join_fragments(np.concatenate([path for path, _ in pieces]), bounds, vectors.__getitem__)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = np.concatenate([path for path, _ in pieces])
+        path = join_fragments(path, bounds, vectors.__getitem__, Path(scratch))
     return settle(path, lists.neighbours())
 
 

@@ -23,7 +23,7 @@ def embed(config: RunConfig, run_units: RunUnits) -> Manifest:
         rule = "static and transformer embedders take a model's folder, tfidf takes none"
         raise ConfigError("order.model", config.order.model, rule, "order.embedder=transformer order.model=FOLDER")
     settings = embedder.settings(config.order)
-    stage = Stage("embed", 1, folders.embedded, settings, curated, overwrite=config.data.overwrite)
+    stage = Stage("embed", 2, folders.embedded, settings, curated, overwrite=config.data.overwrite)
 
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
         parts = [{"index": i, **part} for i, part in enumerate(curated.figures["parts"]) if part["documents"]]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-BLOCK = 65536  # rows at once
+BLOCK = 8192  # rows at once
 Array = npt.NDArray[np.number]
 Ints = npt.NDArray[np.int64]
 Rows = Callable[[Ints], npt.NDArray[np.float32]]  # unit vectors of documents by number

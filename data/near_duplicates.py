@@ -5,6 +5,9 @@ So pairs of neighbours with a cosine of at least 0.9 are proposed, and their Jac
 sketches of the hashed 5-grams (Broder 1997): exact for documents of up to 256 distinct 5-grams, else with a standard
 error of at most 0.03. Longer documents are kept first; a document goes if it is a near duplicate of one that is kept,
 so no document goes because of a chain of others.
+
+Of many copies each knows some: of a million each its k nearest. So what verified pairs connect is looked at together:
+the longest document of each component is compared with all others, then the longest of those that are left, and so on.
 """
 
 import re
@@ -16,6 +19,8 @@ from pathlib import Path
 import numba
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from data.documents import read_texts
 from data.manifest import Manifest
@@ -28,6 +33,7 @@ from data.stages import RunUnits, Stage, Unit, record_files, unit
 PROPOSE = 0.9  # cosine of two neighbours that are looked at
 SHINGLE = 5  # words
 SKETCH = 256  # smallest hashes that are kept
+ROUNDS = 32  # documents of a component that all others are compared with, at most; then proposed pairs decide
 Hashes = npt.NDArray[np.uint64]
 WORD = re.compile(r"\w+")
 
@@ -100,8 +106,9 @@ def decide_unit(work: Unit) -> Unit:
         for (name, _), first, last in zip(names, ends[:-1], ends[1:], strict=True):
             sketches[first:last] = np.load(folder / name)
         verified = pairs[jaccard(sketches, pairs) >= work["threshold"]]
+        gone = redundant_in_components(sketches, verified, table[:, 1], work["threshold"])
     dropped = np.zeros(work["documents"], dtype=bool)
-    dropped[table[redundant(verified, table[:, 1]), 0]] = True
+    dropped[table[gone, 0]] = True
     write_array(folder / "duplicates.npy", dropped)
     return {"verified": len(verified), "files": record_files(folder, ["duplicates.npy"])}
 
@@ -144,6 +151,25 @@ def jaccard(sketches: Hashes, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.fl
                 j += 1
         result[pair] = both / union if union else 1.0
     return result
+
+
+def redundant_in_components(
+    sketches: Hashes, verified: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], threshold: float
+) -> npt.NDArray[np.int64]:
+    """Who goes, ascending: of each component of the verified pairs all that are like one that is kept."""
+    rows = len(lengths)
+    graph = coo_array((np.ones(len(verified), dtype=np.int8), (verified[:, 0], verified[:, 1])), shape=(rows, rows))
+    label = connected_components(graph, directed=False)[1]
+    order = np.lexsort((np.arange(rows), -lengths, label))  # each component's longest first, then its lowest
+    left, gone = order[np.bincount(label)[label[order]] > 1], np.zeros(rows, dtype=bool)
+    for _ in range(ROUNDS):
+        leads = np.diff(label[left], prepend=-1) != 0
+        leader = left[leads][np.cumsum(leads) - 1]
+        gone[left] |= (jaccard(sketches, np.stack([leader, left], axis=1)) >= threshold) & ~leads
+        left = left[~leads & ~gone[left]]
+    among = np.isin(verified, left).all(axis=1)
+    gone[redundant(verified[among], lengths)] = True
+    return np.flatnonzero(gone)
 
 
 def redundant(pairs: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

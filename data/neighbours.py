@@ -1,8 +1,8 @@
-"""The k nearest documents by cosine: exact for few documents, by an inverted file or a navigable graph for more.
+"""The k nearest documents by cosine: exact for few documents, by cells, an inverted file or a graph for more.
 
-``auto`` searches everything up to 20,000 documents, then an inverted file (about sqrt(documents) cells, a sixteenth
-probed at most), built once and mapped by every worker. ``hnsw`` (Malkov & Yashunin 2018) is the choice where queries
-are many and dimensions few. ``cells`` is for many nodes: ``data.neighbours_cells``.
+``auto`` searches everything up to 20,000 documents, then joins ``cells`` (``data.neighbours_cells``), which holds a few
+thousand vectors at a time. The indexes hold all vectors while they are built: ``ivf``, an inverted file (about
+sqrt(documents) cells, a sixteenth probed at most) that every worker maps, and ``hnsw`` (Malkov & Yashunin 2018).
 
 Documents without a vector (all zeros: no known word, or what was not a number) have no neighbours and are nobody's. Of
 documents with the same vector, or nearly so, only one is indexed, so that a million copies of a page cost what one does
@@ -17,21 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from data.files import atomic_path
+from data.groups import MISSING, Floats, Groups, Ints, group_names, group_rows, map_groups, write_groups
 from data.shards import write_array
 from data.stages import RunUnits, Stage, Unit, record_files, unit
-from data.vectors import load_vectors
+from data.vectors import Vectors, load_vectors
 
-MISSING = -1  # id where a document has fewer than k neighbours
+INDEX = "index.faiss"
 SLACK = 8  # candidates beyond k: room for equal similarities at the border
 FETCH = 1024  # candidates at most; ties beyond are broken as the index gives them
 DECIMALS = 6  # of a similarity: float32 sums that differ in their last bits only are equal
 EXACT = 20_000  # documents, at most, that are searched exactly
 QUERIES = 16_384  # documents whose neighbours one unit finds
-GRAIN = 1024  # vectors that agree to 1 / GRAIN in every dimension are one: their cosine is 1 - dims / 2^21 at least
 PROBES = 16  # cells that a query looks into
 TRAIN = 64  # vectors a cell that centroids are trained on
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 
 
 def nearest(vectors: Floats, first: int, last: int, k: int) -> tuple[Ints, Floats]:
@@ -63,7 +61,7 @@ def nearest(vectors: Floats, first: int, last: int, k: int) -> tuple[Ints, Float
     return ids, similarities
 
 
-def _sorted(found: Ints, similarities: Floats, own: Ints) -> tuple[Ints, npt.NDArray[np.float64]]:
+def _sorted(found: Ints, similarities: Floats, own: npt.NDArray[Any]) -> tuple[Ints, npt.NDArray[np.float64]]:
     """Candidates by rounded similarity descending, then id; the query itself and what was not found come last."""
     scores = np.round(similarities.astype(np.float64), DECIMALS)
     scores[(found == own[:, None]) | (found < 0)] = -np.inf
@@ -90,17 +88,17 @@ def make_index(vectors: Floats, kind: str) -> Any:
 
 def index_kind(kind: str, documents: int) -> str:
     """What ``auto`` stands for."""
-    return ("flat" if documents <= EXACT else "ivf") if kind == "auto" else kind
+    return ("flat" if documents <= EXACT else "cells") if kind == "auto" else kind
 
 
 def search(vectors: Floats, k: int) -> tuple[Ints, Floats]:
     """Neighbours of every row in memory: ids and similarities ``[rows, k]``; no zero vector is anybody's neighbour."""
-    first, group, members = grouped(vectors)
-    index = make_index(vectors[first], index_kind("auto", len(first)))
-    return among_groups(index, vectors, np.arange(len(vectors)), (first, group, members), k)
+    groups = group_rows(len(vectors), lambda first, last: vectors[first:last])
+    index, own = make_index(vectors[groups.first], "flat"), np.arange(len(vectors))
+    return among_groups(*look_up(index, vectors, groups.group, k), own, vectors, groups)
 
 
-def look_up(index: Any, queries: Floats, own: Ints, k: int) -> tuple[Ints, Floats]:
+def look_up(index: Any, queries: Floats, own: npt.NDArray[Any], k: int) -> tuple[Ints, Floats]:
     """The ``k`` nearest of the index to each query, without ``own`` and without zero vectors (similarity 0 to all)."""
     fetch = min(index.ntotal, k + 1 + SLACK)
     similarities, found = index.search(np.ascontiguousarray(queries), fetch)
@@ -117,14 +115,21 @@ def look_up(index: Any, queries: Floats, own: Ints, k: int) -> tuple[Ints, Float
 
 def find_neighbours(stage: Stage, shared: Unit, documents: int, run_units: RunUnits) -> list[Unit]:
     """Neighbour lists of all documents; ``shared`` has ``embedded``, ``parts``, ``k`` and ``index``."""
-    kind = index_kind(shared["index"], documents)
-    shared = {**shared, "index": kind}
+    kind = shared["index"]
     ranges = [(first, min(first + QUERIES, documents)) for first in range(0, documents, QUERIES)]
     queries = [{**shared, "number": i, "first": first, "last": last} for i, (first, last) in enumerate(ranges)]
     if kind == "flat":
         return run_units("order: neighbours", "data.neighbours:exact_unit", stage.units("neighbours", queries))
+    grouped = group_documents(stage, shared, documents, run_units)
     built = run_units("order: index", "data.neighbours:index_unit", stage.units("index", [shared]))
-    return built + run_units("order: neighbours", "data.neighbours:search_unit", stage.units("neighbours", queries))
+    searched = run_units("order: neighbours", "data.neighbours:search_unit", stage.units("neighbours", queries))
+    return [*grouped, *built, *searched]
+
+
+def group_documents(stage: Stage, shared: Unit, documents: int, run_units: RunUnits) -> list[Unit]:
+    """Writes who shares a vector; ``distinct`` in the one result: how many vectors there are."""
+    work = stage.units("groups", [{**shared, "documents": documents}])
+    return run_units("order: equal vectors", "data.neighbours:groups_unit", work)
 
 
 def neighbour_names(number: int) -> tuple[str, str]:
@@ -150,76 +155,48 @@ def exact_unit(work: Unit) -> Unit:
 
 
 @unit
+def groups_unit(work: Unit) -> Unit:
+    """Who shares a vector."""
+    groups = group_rows(
+        work["documents"], lambda first, last: load_vectors(work["embedded"], work["parts"], first, last)
+    )
+    write_groups(Path(work["folder"]), groups)
+    return {"distinct": len(groups.first), "files": record_files(work["folder"], group_names())}
+
+
+@unit
 def index_unit(work: Unit) -> Unit:
-    """Builds the index over distinct vectors; ``groups.npz`` says who shares one."""
+    """Builds the index over distinct vectors, all of them in memory."""
     faiss.omp_set_num_threads(1)
-    folder, vectors = Path(work["folder"]), load_vectors(work["embedded"], work["parts"])
-    first, group, members = grouped(vectors)
-    with atomic_path(folder / "groups.npz") as temporary, open(temporary, "wb") as file:
-        np.savez(file, first=first, group=group, members=members)
-    with atomic_path(folder / "index.faiss") as temporary:
-        faiss.write_index(make_index(vectors[first], work["index"]), str(temporary))
-    return {"distinct": len(first), "files": record_files(folder, ["groups.npz", "index.faiss"])}
-
-
-def distinct(vectors: Floats) -> tuple[Ints, Ints]:
-    """Of rows equal to 1 / GRAIN the first, and every row's group; by two 64-bit sums of products, mod 2^64."""
-    odd = np.random.default_rng(0).integers(1, 2**63, (2, vectors.shape[1]), dtype=np.uint64)
-    odd = odd * np.uint64(2) + np.uint64(1)
-    keys = np.empty((len(vectors), 2), dtype=np.uint64)
-    for start in range(0, len(vectors), QUERIES):
-        rows = np.rint(vectors[start : start + QUERIES] * GRAIN).astype(np.int64).view(np.uint64)
-        keys[start : start + QUERIES] = rows @ odd.T
-    _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    return first, group.reshape(-1)
+    folder = Path(work["folder"])
+    vectors = Vectors(work["embedded"], work["parts"])(map_groups(folder).first)
+    with atomic_path(folder / INDEX) as temporary:
+        faiss.write_index(make_index(vectors, work["index"]), str(temporary))
+    return {"files": record_files(folder, [INDEX])}
 
 
 @unit
 def search_unit(work: Unit) -> Unit:
     """Neighbours of the documents ``first:last`` by the index."""
     faiss.omp_set_num_threads(1)
-    folder, k = Path(work["folder"]), work["k"]
-    stored = np.load(folder / "groups.npz")
-    first, group, members = stored["first"], stored["group"], stored["members"]
+    folder, own = Path(work["folder"]), np.arange(work["first"], work["last"])
+    groups = map_groups(folder)
     flags = faiss.IO_FLAG_MMAP if work["index"] == "ivf" else 0
-    index: Any = faiss.read_index(str(folder / "index.faiss"), flags)
-    own = np.arange(work["first"], work["last"])
+    index: Any = faiss.read_index(str(folder / INDEX), flags)
     vectors = load_vectors(work["embedded"], work["parts"], work["first"], work["last"])
-    return write_neighbours(work, *among_groups(index, vectors, own, (first, group, members), k))
+    found = look_up(index, vectors, groups.group[own], work["k"])
+    return write_neighbours(work, *among_groups(*found, own, vectors, groups))
 
 
-def grouped(vectors: Floats) -> tuple[Ints, Ints, Ints]:
-    """Equal rows as groups: the first row of each, ascending, every row's group, and the rows group by group."""
-    first, group = distinct(vectors)
-    first, place = np.sort(first), np.argsort(np.argsort(first))
-    return first, place[group], np.argsort(place[group], kind="stable")
+def among_groups(found: Ints, similarities: Floats, own: Ints, vectors: Floats, groups: Groups) -> tuple[Ints, Floats]:
+    """Neighbours of the rows ``own``: those that follow in a row's group, then the first of each group ``found``.
 
-
-def among_groups(
-    index: Any, queries: Floats, own: Ints, groups: tuple[Ints, Ints, Ints], k: int
-) -> tuple[Ints, Floats]:
-    """Neighbours of the rows ``own``: those that follow in a row's group, then those that the index of firsts finds.
-
-    ``own`` is -1 where the query is no row.
+    Rows whose ``vectors`` are zero have no mates.
     """
-    first, group, members = groups
-    found, similarities = look_up(index, queries, np.where(own < 0, MISSING, group[own]), k)
-    found = np.where(found < 0, MISSING, first[found])
-    equal = (own >= 0) & np.any(queries, axis=1)
-    mates = np.where(equal[:, None], _mates(np.maximum(own, 0), group, members, k), MISSING)
-    ids = np.concatenate([mates, found], axis=1)
+    k = found.shape[1]
+    mates = np.where(np.any(vectors, axis=1, keepdims=True), groups.mates(own, k), MISSING)
+    ids = np.concatenate([mates, np.where(found < 0, MISSING, groups.first[found])], axis=1)
     scores = np.concatenate([np.where(mates < 0, 0, 1).astype(np.float32), similarities], axis=1)
     order = np.argsort(ids < 0, axis=1, kind="stable")[:, :k]
     rows = np.arange(len(own))[:, None]
     return ids[rows, order], scores[rows, order]
-
-
-def _mates(own: Ints, group: Ints, members: Ints, k: int) -> Ints:
-    """Up to ``k`` documents with the same vector, those that follow in the group, round its end; else -1."""
-    sizes = np.bincount(group)
-    starts = np.cumsum(sizes) - sizes
-    place = np.empty(len(group), dtype=np.int64)
-    place[members] = np.arange(len(group)) - np.repeat(starts, sizes)
-    size, steps = sizes[group[own]][:, None], np.arange(1, k + 1)[None]
-    mates = members[starts[group[own]][:, None] + (place[own][:, None] + steps) % size]
-    return np.where(steps < size, mates, MISSING)

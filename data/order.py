@@ -1,5 +1,6 @@
 """The order in which documents are packed: by relatedness (In-Context Pretraining) or at random."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from data.embed import embed
 from data.manifest import Manifest, read_manifest
 from data.metrics import adjacent_similarity, jumps
 from data.near_duplicates import find_duplicates
-from data.neighbours import find_neighbours, neighbour_names
+from data.neighbours import find_neighbours, index_kind, neighbour_names
 from data.neighbours_cells import join_cells
 from data.orders import ORDERS
 from data.orders import random as random_order
-from data.orders.graph import MAX_DOCUMENTS, Lists
-from data.orders.matching import join_fragments, settle
+from data.orders.graph import MAX_DOCUMENTS, Lists, build_graph
+from data.orders.matching import join_fragments, match_documents, settle
 from data.orders.partitioned import assign, match_partition
 from data.shards import write_array
 from data.stages import RunUnits, Stage, Unit, collect_files, record_files, run_stage, stage_folders, unit
@@ -25,7 +26,7 @@ from data.vectors import Vectors
 
 ORDER = "order.npy"  # int64 [documents]: numbers of the curated documents (parts one after another) in order
 STARTS = "starts.npy"  # bool [documents]: whether a document in the order is no neighbour of the one before it
-PARTITION = 4_000_000  # documents of one partition, where the config does not say
+PARTITION = 250_000  # documents of one partition, where the config does not say: their graph is 40 MB
 
 
 def order(config: RunConfig, run_units: RunUnits) -> Manifest:
@@ -68,7 +69,7 @@ def in_context(config: RunConfig, run_units: RunUnits) -> Manifest:
     embedded = embed(config, run_units)
     names = ("kind", "neighbours", "index", "partitions", "near_duplicates")
     settings = {name: getattr(wish, name) for name in names}
-    stage = Stage("order", 3, folders.ordered, settings, embedded, overwrite=config.data.overwrite)
+    stage = Stage("order", 4, folders.ordered, settings, embedded, overwrite=config.data.overwrite)
     documents = embedded.figures["documents"]
     partitions = wish.partitions or (-(-documents // PARTITION) if wish.kind == "matching" else 1)
     if -(-documents // partitions) > MAX_DOCUMENTS:
@@ -77,12 +78,13 @@ def in_context(config: RunConfig, run_units: RunUnits) -> Manifest:
 
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
         shared = {"embedded": str(folders.embedded), "parts": embedded.figures["parts"], "k": wish.neighbours}
-        search = join_cells if wish.index == "cells" else find_neighbours
-        found = search(stage, {**shared, "index": wish.index}, documents, run_units)
+        kind = index_kind(wish.index, documents)
+        search = join_cells if kind == "cells" else find_neighbours
+        found = search(stage, {**shared, "index": kind}, documents, run_units)
         shared |= {"ranges": sum("isolated" in result for result in found), "documents": documents}
         curated = read_manifest(folders.curated, command="curate")
         duplicates = find_duplicates(stage, curated, str(folders.curated), shared, wish.near_duplicates, run_units)
-        pieces = _match_partitions(stage, shared, partitions, run_units) if partitions > 1 else []
+        pieces = _match_partitions(stage, shared, partitions, run_units) if wish.kind == "matching" else []
         work = {**shared, "kind": wish.kind, "dropped": bool(duplicates), "pieces": partitions if pieces else 0}
         laid = run_units("order: lay out", "data.order:order_unit", stage.units("order", [work]))
         figures = {"isolated": sum(result.get("isolated", 0) for result in found), **laid[0]["figures"]}
@@ -92,8 +94,9 @@ def in_context(config: RunConfig, run_units: RunUnits) -> Manifest:
 
 
 def _match_partitions(stage: Stage, shared: Unit, partitions: int, run_units: RunUnits) -> list[Unit]:
-    split = stage.units("partition", [{**shared, "partitions": partitions}])
+    split = stage.units("partition", [{**shared, "partitions": partitions}] if partitions > 1 else [])
     assigned = run_units("order: partition", "data.order:partition_unit", split)
+    shared = {**shared, "partitions": partitions}
     work = stage.units("match", [{**shared, "partition": number} for number in range(partitions)])
     return assigned + run_units("order: match", "data.order:match_unit", work)
 
@@ -110,9 +113,13 @@ def partition_unit(work: Unit) -> Unit:
 @unit
 def match_unit(work: Unit) -> Unit:
     """Matches the documents of one partition."""
-    folder, names = Path(work["folder"]), _piece_names(work["partition"])
-    members = np.flatnonzero(np.load(folder / "partitions.npy") == work["partition"])
-    for name, array in zip(names, match_partition(_lists(work), members), strict=True):
+    folder, names, lists = Path(work["folder"]), _piece_names(work["partition"]), _lists(work)
+    if work["partitions"] > 1:
+        members = np.flatnonzero(np.load(folder / "partitions.npy", mmap_mode="r") == work["partition"])
+        pieces = match_partition(lists, members)
+    else:
+        pieces = match_documents(build_graph(lists))
+    for name, array in zip(names, pieces, strict=True):
         write_array(folder / name, array)
     return {"files": record_files(folder, names)}
 
@@ -121,19 +128,24 @@ def match_unit(work: Unit) -> Unit:
 def order_unit(work: Unit) -> Unit:
     """Orders the graph, leaves near duplicates out, writes the order and where related runs start, measures it."""
     faiss.omp_set_num_threads(1)
-    folder, lists = Path(work["folder"]), _lists(work)
-    vectors = Vectors(work["embedded"], work["parts"])
+    folder, scratch = Path(work["folder"]), Path(work["folder"]) / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a worker that was killed
+    scratch.mkdir()
+    lists, vectors = _lists(work), Vectors(work["embedded"], work["parts"])
+    neighbours = lists.neighbours(file=scratch / "neighbours.npy")
     if work["pieces"]:
         pieces = [[np.load(folder / name) for name in _piece_names(number)] for number in range(work["pieces"])]
         path = np.concatenate([path for path, _ in pieces])
         sizes = np.concatenate([np.diff(bounds) for _, bounds in pieces])
-        path = settle(join_fragments(path, np.concatenate([[0], np.cumsum(sizes)]), vectors), lists.neighbours())
+        path = settle(join_fragments(path, np.concatenate([[0], np.cumsum(sizes)]), vectors, scratch), neighbours)
     else:
         path = ORDERS[work["kind"]](lists, vectors)
     if work["dropped"]:
         path = path[~np.load(folder / "duplicates.npy")[path]]
-    path, neighbours = path.astype(np.int64), lists.neighbours()
+    path = path.astype(np.int64)
     broken = jumps(neighbours, path)
+    del neighbours
+    shutil.rmtree(scratch)
     write_array(folder / ORDER, path)
     write_array(folder / STARTS, np.concatenate([[True], broken])[: len(path)])
     figures = {

@@ -35,6 +35,7 @@ from data.tokenize import (
     add_images,
     copy_tokenizer,
     load_tokenizer,
+    resident_tokenizer,
     tokenizer_file,
     train_tokenizer,
 )
@@ -191,6 +192,7 @@ def tokenize(
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
         parts = curated.figures["parts"]
         shared = {"tokenizer": str(folders.tokenizer), "curated": str(folders.curated)}
+        shared["digest"] = tokenizer.figures["digest"]
         shared["image_codes"] = str(folders.image_codes) if images else ""
         work = [{**shared, "index": index, "file": part["file"]} for index, part in enumerate(parts)]
         results = run_units("pack: tokenize", "data.pack:tokenize_unit", stage.units("tokenize", work))
@@ -226,7 +228,7 @@ def tokenize_unit(work: Unit) -> Unit:
     """Tokenises one curated part, an end token after each document. Memory: one batch, and the part's image codes."""
     folder, names = Path(work["folder"]), part_names(work["index"])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker is one of several on the machine
-    tokenizer = load_tokenizer(work["tokenizer"])
+    tokenizer = resident_tokenizer(work["tokenizer"], work["digest"])
     dtype, lengths = token_dtype(tokenizer.vocab_size), [0]
     codes = read_codes(work["image_codes"], work["index"]) if work["image_codes"] else {}
     with atomic_path(folder / names[0]) as temporary, open(temporary, "wb") as file:

@@ -4,6 +4,7 @@ Source of the method: Sennrich et al. 2016 (BPE), Radford et al. 2019 (bytes as 
 Hugging Face tokenizers; ``transformers.AutoTokenizer`` reads the folders that are written here.
 """
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -128,6 +129,13 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if (images := file.parent / IMAGE_TOKENIZER).is_dir():
         digest = digest_json([digest, {image_file.name: file_digest(image_file) for image_file in _files(images)}])
     return Tokenizer(fast, eos, eos if pad is None else pad, digest)
+
+
+@functools.lru_cache(maxsize=1)
+def resident_tokenizer(path: str, digest: str) -> Tokenizer:
+    """The tokenizer of this process: the library keeps what each one it has loaded remembers of words, for good."""
+    del digest  # a changed file at the same path is another tokenizer
+    return load_tokenizer(path)
 
 
 def copy_tokenizer(source: str | Path, folder: str | Path) -> None:

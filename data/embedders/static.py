@@ -5,6 +5,7 @@ folder. A token of frequency p in the corpus weighs a / (a + p) (Arora et al. 20
 common goes with the corpus mean. Phase 1 counts the tokens of every part, phase 2 embeds it. No torch, no graph.
 """
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from conf.schema import OrderConfig
 from data.annotators import path_digest
 from data.documents import read_texts
 from data.embedders.centre import centre, raw_name
+from data.files import canonical_json
 from data.shards import write_array
 from data.stages import RunUnits, Stage, Unit, record_files, unit
 
@@ -60,16 +62,24 @@ def load_table(folder: str | Path) -> npt.NDArray[np.float32]:
     raise DataError(str(path), "no token embedding", f"a tensor named *{', *'.join(TABLES)}", "another order.model")
 
 
-def _ids(work: Unit) -> Any:
-    """The token ids of every text of a part."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker is one of several on the machine
-    path = Path(work["model_folder"]) / "tokenizer.json"
+@functools.lru_cache(maxsize=1)
+def _resident(folder: str, digests: str) -> Tokenizer:
+    """The tokenizer of this process: the library keeps what each one it has loaded remembers of words, for good."""
+    del digests  # changed files at the same path are another model
+    path = Path(folder) / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
         raise DataError(str(path), str(error)[:200], "a tokenizers file", "check order.model") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    return tokenizer
+
+
+def _ids(work: Unit) -> Any:
+    """The token ids of every text of a part."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker is one of several on the machine
+    tokenizer = _resident(work["model_folder"], canonical_json(work["model"]))
     texts = [text[:TEXT] for text in read_texts(Path(work["curated"]) / work["file"])]
     for first in range(0, len(texts), BATCH):
         for found in tokenizer.encode_batch(texts[first : first + BATCH], add_special_tokens=False):

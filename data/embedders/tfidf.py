@@ -27,6 +27,7 @@ SEED = 0  # of the randomised SVD: the same corpus gives the same vectors whatev
 FIT_DOCUMENTS = 20_000  # rows that the SVD is fitted on, at most
 ITERATIONS = 2  # of the SVD's power method
 FEATURE_TEXT = 200_000  # characters of a document that are looked at: its topic is clear by then
+COMPONENTS = "components.npy"  # of the SVD, float32 [columns, dims]
 Sparse = Any  # a scipy.sparse.csr_matrix, whose operators have no usable types
 
 
@@ -81,8 +82,9 @@ def fit_unit(work: Unit) -> Unit:
     matrix: Sparse = sp.vstack(sample, format="csr")
     components = fit_components(matrix, work["dimensions"])
     mean = np.asarray(matrix @ components.T).mean(axis=0, dtype=np.float64).astype(np.float32)
-    _save(folder / name, columns=columns, idf=idf, components=components, mean=mean)
-    return {"dimensions": len(components), "files": record_files(folder, [name])}
+    write_array(folder / COMPONENTS, np.ascontiguousarray(components.T))  # as a product with sparse rows reads it
+    _save(folder / name, columns=columns, idf=idf, mean=mean)
+    return {"dimensions": len(components), "files": record_files(folder, [name, COMPONENTS])}
 
 
 def fit_components(matrix: Sparse, dimensions: int) -> Floats:
@@ -99,9 +101,9 @@ def fit_components(matrix: Sparse, dimensions: int) -> Floats:
 def project_unit(work: Unit) -> Unit:
     """Phase 3: vectors of one part: TF-IDF projected on the components, mean subtracted, L2-normalised (or zero)."""
     folder, name = Path(work["folder"]), vectors_name(work["index"])
-    model = np.load(folder / "model.npz")
+    model, components = np.load(folder / "model.npz"), np.load(folder / COMPONENTS, mmap_mode="r")
     rows = weigh(load_counts(folder, work["index"], work["features"]), model["columns"], model["idf"])
-    vectors = np.asarray(rows @ model["components"].T, dtype=np.float32) - model["mean"]
+    vectors = np.asarray(rows @ np.asarray(components), dtype=np.float32) - model["mean"]
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 1e-6)
     write_array(folder / name, vectors)

@@ -49,10 +49,18 @@ class Lists:
     def __len__(self) -> int:
         return sum(len(ids) for ids, _ in self)
 
-    def neighbours(self, k: int | None = None) -> Array:
-        """The ids in memory, int32 ``[documents, k]``; the nearest ``k`` of them, or all."""
-        parts = [np.asarray(ids[:, :k], dtype=np.int32) for ids, _ in self]
-        return np.concatenate(parts) if parts else np.zeros((0, 1), dtype=np.int32)
+    def neighbours(self, k: int | None = None, file: Path | None = None) -> Array:
+        """The ids of the nearest ``k`` (or all), int32 ``[documents, k]``, in memory or in a new ``file``, mapped."""
+        shape = len(self), next((ids[:, :k].shape[1] for ids, _ in self), 1)
+        # a map of nothing is an error
+        rows = (
+            np.lib.format.open_memmap(file, "w+", np.int32, shape) if file and shape[0] else np.empty(shape, np.int32)
+        )
+        start = 0
+        for ids, _ in self:
+            rows[start : start + len(ids)] = ids[:, :k]
+            start += len(ids)
+        return rows
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,25 @@
 The result is a function of the lists and vectors alone: not of how they are split, nor of the number of workers.
 """
 
+import itertools
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numba
 import numpy as np
 
-from data.neighbours import search
+from data.neighbours import EXACT, neighbour_names, search
+from data.neighbours_cells import join_cells
 from data.orders.fragments import fragments
 from data.orders.graph import Array, Graph, Int, Lists, build_graph
+from data.stages import Stage, serial_units
 
 DOCUMENT_LEVELS, FRAGMENT_LEVELS = 3, 2  # of matching before a fragment is seen as one
 NEAREST = 10  # neighbours of a fragment
 REACH = 2  # documents to either side within which one of a document's own nearest is looked for
 PASSES = 6  # of settling: a document that moves may leave another alone
-ROWS = 65536  # vectors at once
+ROWS = 16_384  # vectors at once
 
 
 def match_documents(graph: Graph) -> tuple[Array, Array]:
@@ -32,11 +37,14 @@ def match_documents(graph: Graph) -> tuple[Array, Array]:
     return fragments(graph, DOCUMENT_LEVELS)
 
 
-def join_fragments(path: Array, bounds: Array, vectors: Callable[[Array], Array]) -> Array:
-    """Steps 2 and 3: the documents of all fragments in order. ``vectors(numbers)`` gives unit vectors."""
+def join_fragments(path: Array, bounds: Array, vectors: Callable[[Array], Array], scratch: Path) -> Array:
+    """Steps 2 and 3: the documents of all fragments in order. ``vectors(numbers)`` gives unit vectors.
+
+    What is as large as all fragments' vectors goes to the folder ``scratch``.
+    """
     if len(path) == 0:
         return path
-    order = _hierarchy(_sums(path, bounds, vectors))
+    order = _hierarchy(_sums(path, bounds, vectors, scratch / "sums-00.npy"), scratch)
     heads, tails = path[bounds[:-1][order]], path[bounds[1:][order] - 1]
     along = _products(tails[:-1], heads[1:], vectors), _products(tails[:-1], tails[1:], vectors)
     against = _products(heads[:-1], heads[1:], vectors), _products(heads[:-1], tails[1:], vectors)
@@ -54,36 +62,59 @@ def settle(path: Array, neighbours: Array) -> Array:
 
 def order(lists: Lists, vectors: Callable[[Array], Array]) -> Array:
     """All documents, int32 ``[documents]``."""
-    path = join_fragments(*match_documents(build_graph(lists)), vectors)
-    return settle(path, lists.neighbours())
+    with tempfile.TemporaryDirectory() as scratch:
+        return settle(join_fragments(*match_documents(build_graph(lists)), vectors, Path(scratch)), lists.neighbours())
 
 
-def _sums(path: Array, bounds: Array, vectors: Callable[[Array], Array]) -> Array:
-    """The sum of each fragment's vectors, float32 ``[fragments, dims]``."""
-    first, parts = 0, []
+def _sums(path: Array, bounds: Array, vectors: Callable[[Array], Array], file: Path) -> Array:
+    """The sum of each fragment's vectors, float32 ``[fragments, dims]``, in a file that is mapped."""
+    first, sums = 0, np.zeros((0, 0))
     while first < len(bounds) - 1:
         last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + ROWS, side="right")) - 1)
-        rows = vectors(path[bounds[first] : bounds[last]])
-        parts.append(np.add.reduceat(rows.astype(np.float32), bounds[first:last] - bounds[first], axis=0))
+        rows = vectors(path[bounds[first] : bounds[last]]).astype(np.float32)
+        if not first:
+            sums = np.lib.format.open_memmap(file, "w+", np.float32, (len(bounds) - 1, rows.shape[1]))
+        sums[first:last] = np.add.reduceat(rows, bounds[first:last] - bounds[first], axis=0)
         first = last
-    return np.concatenate(parts)
+    return sums
 
 
-def _hierarchy(sums: Array) -> Array:
+def _hierarchy(sums: Array, scratch: Path) -> Array:
     """The order of the fragments with the given sums."""
-    groups, bounds = np.arange(len(sums)), np.arange(len(sums) + 1)
-    while len(sums) > 1:
-        norms = np.linalg.norm(sums, axis=1, keepdims=True)
-        means = np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 1e-6)
-        graph = build_graph(Lists([search(means, min(NEAREST, len(means) - 1))]))
+    groups, bounds = np.arange(len(sums), dtype=np.int32), np.arange(len(sums) + 1)
+    for level in itertools.count(1):
+        if len(sums) == 1:
+            break
+        graph = build_graph(_near(sums, scratch / f"level-{level:02d}"))
         joined, ends = fragments(graph, FRAGMENT_LEVELS)
         if len(ends) - 1 == len(sums):  # nothing is like anything else: any order will do
             break
-        sums = np.add.reduceat(sums[joined], ends[:-1], axis=0)
+        sums = _sums(joined, ends, sums.__getitem__, scratch / f"sums-{level:02d}.npy")
         sizes = np.diff(bounds)[joined]
         members = np.repeat(bounds[:-1][joined] - np.cumsum(sizes) + sizes, sizes) + np.arange(len(groups))
         groups, bounds = groups[members], np.concatenate([[0], np.cumsum(sizes)])[ends]
     return groups
+
+
+def _near(sums: Array, folder: Path) -> Lists:
+    """The nearest of each fragment by mean vectors; of many through files."""
+    k = min(NEAREST, len(sums) - 1)
+    if len(sums) <= EXACT:
+        return Lists([search(_unit(sums), k)])
+    folder.mkdir()
+    means = np.lib.format.open_memmap(folder / "means.npy", "w+", np.float32, sums.shape)
+    for first in range(0, len(sums), ROWS):
+        means[first : first + ROWS] = _unit(sums[first : first + ROWS])
+    parts = [{"file": "means.npy", "documents": len(sums)}]
+    shared = {"embedded": str(folder), "parts": parts, "k": k}
+    found = join_cells(Stage("fragments", 1, folder, {}), shared, len(sums), serial_units)
+    names = [neighbour_names(number) for number in range(sum("isolated" in result for result in found))]
+    return Lists([(folder / ids, folder / similarities) for ids, similarities in names])
+
+
+def _unit(sums: Array) -> Array:
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    return np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 1e-6)
 
 
 def _products(left: Array, right: Array, vectors: Callable[[Array], Array]) -> Array:

@@ -14,13 +14,13 @@ import numpy as np
 from data.orders.graph import Array, Lists, build_graph
 from data.orders.matching import match_documents
 
-SAMPLE = 100_000  # vectors that the centroids are trained on
-ROWS = 65_536  # vectors at once
+SAMPLE = 256  # vectors a partition that the centroids are trained on
+ROWS = 16_384  # vectors at once
 
 
 def assign(documents: int, vectors: Callable[[Array], Array], partitions: int) -> Array:
     """The partition of every document, int32 ``[documents]``."""
-    sample = vectors(np.arange(0, documents, max(1, documents // SAMPLE)))
+    sample = vectors(np.arange(0, documents, max(1, documents // (SAMPLE * partitions))))
     means: Any = faiss.Kmeans(
         sample.shape[1], partitions, niter=10, seed=0, spherical=True, min_points_per_centroid=1, verbose=False
     )

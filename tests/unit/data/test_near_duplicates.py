@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data.near_duplicates import SHINGLE, jaccard, redundant, sketch
+from data.near_duplicates import ROUNDS, SHINGLE, jaccard, redundant, redundant_in_components, sketch
 
 
 def words(rng: np.random.Generator, count: int) -> list[str]:
@@ -78,3 +78,47 @@ def test_who_goes_against_a_plain_loop(seed: int) -> None:
         if not any({*pair} - {row} <= kept and row in pair and pair[0] != pair[1] for pair in pairs.tolist()):
             kept.add(row)
     assert redundant(pairs, lengths).tolist() == sorted({*range(30)} - kept)
+
+
+@pytest.mark.parametrize("texts", [1, 3, ROUNDS + 8])
+def test_one_of_many_copies_stays_though_each_knows_only_some(texts: int) -> None:
+    """Copies of different texts in one component, each text's in a ring: the longest of each text stays."""
+    rng = np.random.default_rng(texts)
+    different = np.stack([sketch(" ".join(words(rng, 300))) for _ in range(texts)])
+    kind = np.repeat(np.arange(texts), 200)
+    ring = np.arange(len(kind)).reshape(texts, 200)
+    pairs = np.concatenate(
+        [np.stack([ring, np.roll(ring, -step, axis=1)], axis=2).reshape(-1, 2) for step in (1, 2, 3)]
+    )
+    lengths = rng.integers(1, 9, len(kind))
+    bridges = np.stack([ring[:-1, 0], ring[1:, 0]], axis=1)
+    gone = redundant_in_components(different[kind], np.concatenate([pairs, bridges]), lengths, 0.8)
+    kept = np.setdiff1d(np.arange(len(kind)), gone)
+    best = [int(row[np.lexsort((row, -lengths[row]))[0]]) for row in ring]
+    if texts <= ROUNDS:
+        assert kept.tolist() == best
+    else:  # later ones by their pairs alone
+        assert {*kind[kept].tolist()} == {*range(texts)}
+        assert len(kept) < 60 * texts
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_who_goes_against_a_plain_loop_over_whole_components(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    base = words(draw, 60)
+    texts = [" ".join(base[: 60 - cut] + words(draw, cut)) for cut in draw.integers(0, 40, 30)]
+    sketches, lengths = np.stack([sketch(text) for text in texts]), draw.integers(1, 6, 30)
+    pairs = np.array(list(itertools.combinations(range(30), 2)))
+    verified = pairs[jaccard(sketches, pairs) >= 0.6]
+    verified = verified[draw.random(len(verified)) < 0.5]
+    near = {tuple(pair) for pair in pairs[jaccard(sketches, pairs) >= 0.6].tolist()}
+    component = list(range(30))
+    for _ in range(30):
+        for a, b in verified.tolist():
+            component[a] = component[b] = min(component[a], component[b])
+    kept: list[int] = []
+    for row in sorted(range(30), key=lambda row: (-int(lengths[row]), row)):
+        if not any(component[row] == component[k] and (min(row, k), max(row, k)) in near for k in kept):
+            kept.append(row)
+    gone = redundant_in_components(sketches, verified, lengths, 0.6)
+    assert gone.tolist() == sorted({*range(30)} - {*kept})

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import data.neighbours_cells
-from data.neighbours import MISSING, distinct, find_neighbours, nearest, neighbour_names
+from data.groups import MISSING, group_rows
+from data.neighbours import find_neighbours, nearest, neighbour_names
 from data.neighbours_cells import join_cells
 from data.shards import write_array
 from data.stages import Stage, serial_units
@@ -72,6 +73,24 @@ def test_equal_documents_are_indexed_once_and_follow_one_another(tmp_path: Path,
     assert ids[0].tolist() == [1, 2, 3, 4, 5]
     assert np.bincount(ids[:3000].ravel()).max() == 5  # nobody is everybody's neighbour
     assert {*ids[2999].tolist()} <= {*range(3000), 3000}
-    first, group = distinct(vectors)
-    assert len(first) == 301
-    assert len({*group[:3000].tolist()}) == 1
+    groups = group_rows(len(vectors), lambda first, last: vectors[first:last])
+    assert len(groups.first) == 301
+    assert len({*groups.group[:3000].tolist()}) == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_against_a_dictionary(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    vectors = clustered(40)[rng.integers(0, 40, int(rng.integers(1, 200)))]
+    groups = group_rows(len(vectors), lambda first, last: vectors[first:last])
+    members: dict[bytes, list[int]] = {}
+    for row, vector in enumerate(vectors):
+        members.setdefault(vector.tobytes(), []).append(row)
+    assert groups.first.tolist() == [rows[0] for rows in members.values()]
+    assert groups.members.tolist() == [row for rows in members.values() for row in rows]
+    for number, rows in enumerate(members.values()):
+        assert groups.group[rows].tolist() == [number] * len(rows)
+        assert groups.place[rows].tolist() == list(range(len(rows)))
+        for place, row in enumerate(rows):
+            expected = (rows[place + 1 :] + rows[:place])[:3]
+            assert groups.mates(np.array([row]), 3)[0].tolist() == expected + [MISSING] * (3 - len(expected))

@@ -14,8 +14,9 @@ from conf.errors import DataError
 from conf.schema import RunConfig
 from data.curate import curate
 from data.embedders.tfidf import fit_components
+from data.groups import MISSING
 from data.manifest import read_manifest
-from data.neighbours import MISSING, nearest
+from data.neighbours import nearest
 from data.order import ORDER, order
 from data.stages import serial_units, stage_folders
 from data.vectors import load_vectors

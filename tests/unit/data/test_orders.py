@@ -1,6 +1,7 @@
 """Every order against a slow reading of it, on graphs of every shape."""
 
 import itertools
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -160,14 +161,14 @@ def test_the_order_does_not_depend_on_how_lists_are_split_or_sorted() -> None:
 
 
 @pytest.mark.parametrize("partitions", [4, 16])
-def test_partitions_cost_less_than_a_hundredth(partitions: int) -> None:
+def test_partitions_cost_less_than_a_hundredth(tmp_path: Path, partitions: int) -> None:
     lists, vectors = clustered(3000)
     whole = adjacent_similarity(vectors.__getitem__, ORDERS["matching"](lists, vectors.__getitem__))
     where = assign(3000, vectors.__getitem__, partitions)
     pieces = [match_partition(lists, np.flatnonzero(where == number)) for number in range(partitions)]
     sizes = np.concatenate([np.diff(bounds) for _, bounds in pieces])
     bounds = np.concatenate([[0], np.cumsum(sizes)])
-    joined = join_fragments(np.concatenate([path for path, _ in pieces]), bounds, vectors.__getitem__)
+    joined = join_fragments(np.concatenate([path for path, _ in pieces]), bounds, vectors.__getitem__, tmp_path)
     path = settle(joined, lists.neighbours())
     assert sorted(path.tolist()) == list(range(3000))
     assert adjacent_similarity(vectors.__getitem__, path) > 0.99 * whole

@@ -1,12 +1,15 @@
 """Packing: every token of every document once, in order, whatever the number of workers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from conf.curate import CurationConfig
 from conf.errors import DataError
 from conf.schema import RunConfig
 from data.curate import curate
@@ -139,3 +142,27 @@ def test_batches_are_bounded() -> None:
     groups = list(batches(texts))
     assert [text for group in groups for text in group] == texts
     assert [len(group) for group in groups] == [3, 64, 64, 24]
+
+
+def test_a_worker_tokenises_any_number_of_parts_in_the_same_memory(tmp_path: Path) -> None:
+    rng, held = np.random.default_rng(0), []
+    texts = [" ".join(f"{word:x}" for word in rng.integers(2**24, 2**28, 2000)) for _ in range(120)]
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text("".join(json.dumps({"id": f"d{i}", "text": text}) + "\n" for i, text in enumerate(texts)))
+    config = make_config(tmp_path, corpus, shard_documents=4)
+    config.curation = CurationConfig(1, 0, 0, 0.0, 0.0, 0.0)
+    curate(config, serial_units)
+    config.order.kind = "random"
+    order(config, serial_units)
+
+    def units_and_memory(label: str, function: str, units: list[Unit]) -> list[Unit]:
+        results = []
+        for unit in units:
+            results += serial_units(label, function, [unit])
+            if label == "pack: tokenize":
+                held.append(psutil.Process().memory_full_info().uss)
+        return results
+
+    pack(config, units_and_memory)
+    assert len(held) == 30
+    assert held[-1] - held[4] < 4 * 2**20, "25 parts more take no more memory"
