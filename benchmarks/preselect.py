@@ -37,6 +37,7 @@ from models.decoder import Decoder, ModelSpec
 from models.hf import save_hf
 
 WINDOW, STRIDE, ROW_TOKENS = 512, 256, 1024
+PRODUCTS = ("torch.mm", "fused.products._onednn", "torch.nn.functional.linear", "inference.loss_models.local_attention")
 SIZES = {"0.2M": (64, 2), "0.8M": (128, 3), "4M": (256, 4)}  # dim, layers
 # characters of a document: of search-result length, of a paragraph or a few, as long as they come
 LENGTHS = {"to 400": (100, 400), "to 2000": (400, 2000), "any": (200, 20_000)}
@@ -95,7 +96,7 @@ def in_products(work: Callable[[], Any]) -> float:
         return run
 
     with ExitStack() as stack:
-        for name in ("torch.mm", "torch.nn.functional.linear", "inference.loss_models.local_attention"):
+        for name in PRODUCTS:
             module, _, attribute = name.rpartition(".")
             stack.enter_context(patch(name, counted(getattr(importlib.import_module(module), attribute))))
         work()

@@ -18,6 +18,8 @@ def linear(x: Tensor, weight_OI: Tensor) -> Tensor:
     """``x @ weight.T``, [..., out] of [..., in]; ``F.linear`` where oneDNN is not the faster one."""
     if not _suits(x, weight_OI) or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight_OI)
+    if not torch.is_grad_enabled():
+        return _onednn(x, weight_OI.T)
     out = _Linear.apply(x, weight_OI)
     assert isinstance(out, Tensor)
     return out

@@ -19,8 +19,9 @@ from torch import Tensor
 from data.files import read_json
 from data.preselect.ladder import model_files
 from data.tokenize import SETTINGS, load_tokenizer
+from fused.products import product
 from inference.gguf_files import find_gguf, read_with_transformers
-from inference.loss_rows import OnePassRotation, one_pass_norms
+from inference.loss_rows import OnePassRotation, one_pass_norms, sum_exponentials
 from inference.windows import Window
 from models.attention import local_attention
 from models.block import Block
@@ -115,7 +116,7 @@ class DecoderModel:
         logits = hidden_NE.new_empty(max(1, CHUNK_LOGITS // weight_VE.shape[0]), weight_VE.shape[0])
         parts = zip(hidden_NE.split(len(logits)), targets.split(len(logits)), strict=True)
         found = [
-            _token_bits(torch.mm(part, weight_VE.T, out=logits[: len(part)]), labels, most) for part, labels in parts
+            _token_bits(product(part, weight_VE.T, buffer=logits[: len(part)]), labels, most) for part, labels in parts
         ]
         return _split(found, windows)
 
@@ -211,7 +212,8 @@ def _token_bits(logits_NV: Tensor, targets: Tensor, most: float = math.inf) -> T
     wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     picked = wide.gather(1, targets[:, None]).double()
     if most <= SAFE_LOGIT:
-        return (wide.exp_().sum(1, keepdim=True).double().log_() - picked)[:, 0] / math.log(2)
+        sums = sum_exponentials(wide) if wide.dtype == torch.float32 else wide.exp_().sum(1)
+        return (sums.log_() - picked[:, 0]) / math.log(2)
     largest = wide.amax(1, keepdim=True)
     nats = wide.sub_(largest).exp_().sum(1, keepdim=True).double().log_() + (largest.double() - picked)
     return nats[:, 0] / math.log(2)

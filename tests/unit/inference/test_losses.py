@@ -18,7 +18,7 @@ from data.preselect.ladder import model_digest
 from data.tokenize import load_tokenizer, train_tokenizer
 from inference import losses
 from inference.loss_models import DecoderModel, TransformersModel, _token_bits, load_loss_model
-from inference.loss_rows import OnePassNorm, OnePassRotation
+from inference.loss_rows import OnePassNorm, OnePassRotation, sum_exponentials
 from inference.losses import COLUMNS, inspect_unit, losses_unit, resident, score_texts
 from inference.windows import Window, WindowRule, cut, pack, text_key
 from models.decoder import Decoder, ModelSpec, RopeSpec
@@ -141,6 +141,15 @@ def test_bits_with_and_without_the_largest_logit() -> None:
         torch.testing.assert_close(_token_bits(logits.clone(), targets, most), expected, rtol=0, atol=2e-5)
     large = 1000 * torch.randn(20, 300)
     assert _token_bits(large, targets).isfinite().all()
+
+
+@pytest.mark.parametrize(("spread", "columns"), [(1.0, 7), (20.0, 1024), (26.0, 3001)])
+def test_sums_of_exponentials(spread: float, columns: int) -> None:
+    torch.manual_seed(columns)
+    x = (spread * torch.randn(9, columns)).clamp_(-80, 80)
+    x[0, 0], x[1, 0] = 80.0, -80.0
+    expected = x.double().exp().sum(1)
+    torch.testing.assert_close(sum_exponentials(x), expected, rtol=1e-6, atol=0)
 
 
 def test_a_text_without_tokens_has_no_loss(folder: Path) -> None:
