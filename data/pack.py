@@ -73,7 +73,7 @@ def pack(config: RunConfig, run_units: RunUnits) -> Manifest:
         "tokenizer": digest,
         "tokenized": tokenized.fingerprint,
     }
-    stage = Stage("pack", 3, folders.packed, settings, ordered, overwrite=config.data.overwrite)
+    stage = Stage("pack", 4, folders.packed, settings, ordered, overwrite=config.data.overwrite)
 
     def body(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
         documents, size = ordered.figures["documents"], config.data.shard_documents

@@ -3,8 +3,9 @@
 - ``concat`` (the paper): one document after another, cut wherever a window ends.
 - ``soft``: a window ends with whole documents: of the last few that would fit and the next few, those that fill it best
   (a subset sum, exact), the others wait for the next one. A document of at least a quarter of the window may be cut
-  instead, at a price. So documents under a quarter of the window are never cut, and little is padded.
-- ``whole``: the same, and no document is cut that fits in a window.
+  instead, at a price. So documents under a quarter of the window are never cut. The prices are those, of a few, with
+  which at most half as many documents are cut as by ``concat``, at most 1% is padded and the fewest places are moved.
+- ``whole``: the same at one price, and no document is cut that fits in a window.
 
 Images are never cut: a window ends before an image that it cannot hold, and is padded.
 
@@ -12,20 +13,40 @@ What a window costs is counted in places: each one that a document waits or come
 kept but for documents that overtake a few others. No token is lost or repeated.
 """
 
+import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
-BACK, AHEAD = 2, 6  # documents before and after the place where a window is full, among which its last are chosen
-BACK_WHOLE, AHEAD_WHOLE = 4, 12  # where cuts do not help against padding
-WAIT, EARLY = 1.0, 3.0  # places: a document's from the full place on, when it waits for the next window or comes early
-PADDED, PADDED_WHOLE = 200.0, 4000.0  # a whole window of padding
-CUT = 11.0
+WAIT = 1.0  # places: a document's from the full place on, when it waits for the next window
 QUARTER = 4  # share of a window from which on a document may be cut
+PADDING, CUTS = 0.01, 0.5  # what soft packing allows: of the tokens; of the documents that ``concat`` cuts
 NOBODY = -1
 Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What decides the end of a window; prices are in places of the order."""
+
+    back: int  # documents before and after the place where a window is full, among which its last are chosen
+    ahead: int
+    early: float  # for each place that a document comes early
+    padded: float  # a whole window of padding
+    cut: float = 0.0  # a document in one more piece than it must have
+
+    def row(self) -> tuple[int, int, float, float, float]:
+        return self.back, self.ahead, self.early, self.padded, self.cut
+
+
+WHOLE = Prices(4, 12, 3.0, 4000.0)  # where cuts do not help against padding
+SOFT = [
+    Prices(back, 8, 5.0, padded, cut)
+    for back, padded, cut in itertools.product((2, 4), (100.0, 200.0, 400.0, 800.0, 1600.0), (3.0, 5.0, 8.0, 13.0))
+]
 
 
 def plan(lengths: Ints, context: int, packing: str, images: tuple[Ints, Ints] | None = None) -> Ints:
@@ -39,7 +60,37 @@ def plan(lengths: Ints, context: int, packing: str, images: tuple[Ints, Ints] | 
     assert len(starts) == 0 or (ends - starts).max() <= context, "a window holds every image whole"
     if packing == "concat":
         return _concat(lengths, context, starts, ends)
-    return _plan(lengths, context, packing == "whole", starts, ends)
+    if packing == "whole":
+        return _plan(lengths, context, True, WHOLE.row(), starts, ends)
+    return _soft(lengths, context, starts, ends)
+
+
+def cut_documents(pieces: Ints, lengths: Ints, context: int) -> int:
+    """Documents in more pieces than their length asks for."""
+    return int((np.bincount(pieces[:, 0], minlength=len(lengths)) > -(-lengths // context)).sum())
+
+
+def _soft(lengths: Ints, context: int, starts: Ints, ends: Ints) -> Ints:
+    """The best plan of several: within the bounds on cuts and padding, else as near as any; then the fewest moves."""
+    cuts = CUTS * cut_documents(_concat(lengths, context, starts, ends), lengths, context)
+    least = -(-int(lengths.sum()) // context)
+    windows = max(least, int(lengths.sum() / (1 - PADDING) / context))
+    found, best = np.zeros((0, 4), dtype=np.int64), (np.inf, np.inf, np.inf)
+    for prices in SOFT:
+        pieces = _plan(lengths, context, False, prices.row(), starts, ends)
+        over = cut_documents(pieces, lengths, context) - cuts, int(pieces[-1, 3]) + 1 - windows if len(pieces) else 0
+        judged = max(0.0, over[0]), max(0, over[1]), _places_moved(pieces, len(lengths))
+        if judged < best:
+            found, best = pieces, judged
+    return found
+
+
+def _places_moved(pieces: Ints, documents: int) -> int:
+    """How far documents lie from their place in the order, all together."""
+    firsts = np.full(documents, len(pieces))
+    np.minimum.at(firsts, pieces[:, 0], np.arange(len(pieces)))
+    ranks = np.argsort(np.argsort(firsts, kind="stable"), kind="stable")
+    return int(np.abs(ranks - np.arange(documents)).sum())
 
 
 def _concat(lengths: Ints, context: int, starts: Ints, ends: Ints) -> Ints:
@@ -71,14 +122,14 @@ def _before_image(place: Any, starts: Ints, ends: Ints) -> Any:
 
 
 @numba.njit(cache=True)
-def _plan(lengths: Ints, context: int, whole: bool, starts: Ints, ends: Ints) -> Ints:
+def _plan(lengths: Ints, context: int, whole: bool, prices: Any, starts: Ints, ends: Ints) -> Ints:
     documents, count, window, room = len(lengths), 0, 0, context
     firsts = np.cumsum(lengths) - lengths  # of the documents, counted through all
     pieces = np.empty((documents * 2 + lengths.sum() // context + len(starts) + 2, 4), dtype=np.int64)
     after = np.arange(1, documents + 2)  # the next document that waits; the head is ``documents``
     after[documents] = 0
     cost, chosen = np.empty(context + 1), np.empty(context + 1, dtype=np.int64)
-    back, ahead = (BACK_WHOLE, AHEAD_WHOLE) if whole else (BACK, AHEAD)
+    back, ahead, early, padded, price = prices
     last, sizes = np.empty(back + ahead, dtype=np.int64), np.empty(back + ahead, dtype=np.int64)
     carried, offset = NOBODY, 0  # a document that has been cut, and how much of it is placed
     while carried != NOBODY or after[documents] < documents:
@@ -96,7 +147,8 @@ def _plan(lengths: Ints, context: int, whole: bool, starts: Ints, ends: Ints) ->
             while document < documents and size < min(fitting, back) + ahead:
                 last[size], sizes[size] = document, lengths[document]
                 size, document = size + 1, after[document]
-            mask, cut = _fill(sizes[:size], min(fitting, back), room, context, whole, cost, chosen)
+            near = min(fitting, back)
+            mask, cut = _fill(sizes[:size], near, room, context, whole, early, padded, price, cost, chosen)
             before = documents
             for place in range(size):
                 document = last[place]
@@ -134,12 +186,21 @@ def _put(pieces: Ints, count: int, document: int, offset: int, tokens: Any, wind
 
 @numba.njit(cache=True)
 def _fill(
-    sizes: Ints, fitting: int, room: int, context: int, whole: bool, cost: npt.NDArray[np.float64], chosen: Ints
+    sizes: Ints,
+    fitting: int,
+    room: int,
+    context: int,
+    whole: bool,
+    early: float,
+    padded: float,
+    needless: float,
+    cost: npt.NDArray[np.float64],
+    chosen: Ints,
 ) -> tuple[Any, int]:
     """The cheapest end of a window with ``room`` left: bits of those documents that go in, and which one is cut.
 
-    The first ``fitting`` would all fit. ``cost`` and ``chosen`` ``[context + 1]`` are scratch: the cheapest subset of
-    every sum of tokens.
+    The first ``fitting`` would all fit; ``needless`` is the price of a cut that makes one piece more. ``cost`` and
+    ``chosen`` ``[context + 1]`` are scratch: the cheapest subset of every sum of tokens.
     """
     cost[: room + 1] = np.inf
     cost[0], chosen[0], reached = WAIT * fitting * (fitting + 1) / 2, 0, 0  # of all that wait
@@ -147,26 +208,26 @@ def _fill(
         size = sizes[place]
         reached = min(room, reached + size) if size <= room else reached
         for total in range(reached, size - 1, -1):
-            price = cost[total - size] + _price(place, fitting)
+            price = cost[total - size] + _price(place, fitting, early)
             if price < cost[total]:
                 cost[total], chosen[total] = price, chosen[total - size] | (1 << place)
     best, mask, cut = np.inf, np.int64(0), NOBODY
     for total in range(reached + 1):
         left = room - total
-        price = cost[total] + (PADDED_WHOLE if whole else PADDED) * left / context
+        price = cost[total] + padded * left / context
         if price < best:
             best, mask, cut = price, chosen[total], NOBODY
         for place in range(len(sizes)):
             size = sizes[place]
             if 0 < left < size and not chosen[total] >> place & 1:
                 spare = 1 + -(-(size - left) // context) == -(-size // context)  # no more pieces than it must have
-                price = cost[total] + _price(place, fitting) + (0.0 if spare else CUT)
+                price = cost[total] + _price(place, fitting, early) + (0.0 if spare else needless)
                 if price < best and (spare or (not whole and size * QUARTER >= context)):
                     best, mask, cut = price, chosen[total], place
     return mask, cut
 
 
 @numba.njit(cache=True)
-def _price(place: int, fitting: int) -> float:
+def _price(place: int, fitting: int, early: float) -> float:
     """What it costs to take a document: less than nothing where it would fit, as then it need not wait."""
-    return -WAIT * (fitting - place) if place < fitting else EARLY * (place - fitting + 1)
+    return -WAIT * (fitting - place) if place < fitting else early * (place - fitting + 1)

@@ -22,7 +22,7 @@ from conf.errors import DataError
 from data.files import atomic_path
 from data.images import image_spans
 from data.manifest import Manifest, broken_files, read_manifest
-from data.packing import plan
+from data.packing import cut_documents, plan
 
 Ints = npt.NDArray[np.int64]
 PADDING = -1  # document id of padding tokens
@@ -78,8 +78,8 @@ def write_shard(
     table = np.array(spans, dtype=np.int64).reshape(-1, 5)
     for name, array in zip(names[1:], (table, np.searchsorted(table[:, 0], np.arange(windows + 1))), strict=True):
         write_array(name, array.astype(np.int64))
-    cut = np.bincount(pieces[:, 0], minlength=len(rows)) > -(-lengths // context)
-    return {"windows": windows, "tokens": int(lengths.sum()), "cut": int(cut.sum())}
+    cut = cut_documents(pieces, lengths, context)
+    return {"windows": windows, "tokens": int(lengths.sum()), "cut": cut}
 
 
 def write_array(path: str | Path, array: npt.NDArray[Any]) -> None:

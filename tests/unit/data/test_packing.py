@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from data.loader import IGNORE, Loader
 from data.manifest import Manifest, write_manifest
 from data.pack import partly_unsorted
-from data.packing import CUT, EARLY, PADDED, PADDED_WHOLE, QUARTER, WAIT, _fill, plan
+from data.packing import CUTS, PADDING, QUARTER, SOFT, WAIT, WHOLE, Prices, _fill, cut_documents, plan
 from data.shards import open_shards, shard_names, write_shard
 from data.stages import record_files
 
@@ -45,17 +45,15 @@ def test_every_token_once_and_windows_never_too_full(lengths: list[int], context
 def test_soft_packing_keeps_its_promises_on_text_like_lengths() -> None:
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(6.5, 1.6, 4000), 20, 80_000).astype(np.int64)
-    cut = {}
-    for packing in ("concat", "soft"):
-        pieces = plan(lengths, 8192, packing)
-        cut[packing] = np.mean(np.bincount(pieces[:, 0], minlength=4000) > -(-lengths // 8192))
-        assert 1 - lengths.sum() / ((pieces[-1, 3] + 1) * 8192) < 0.01
-        places = np.unique(pieces[:, 0], return_index=True)[1]
-        assert np.median(np.abs(np.argsort(np.argsort(places)) - np.arange(4000))) <= 8
-    assert cut["soft"] <= 0.5 * cut["concat"]
+    for context in (8192, 32768):
+        concat, soft = (plan(lengths, context, packing) for packing in ("concat", "soft"))
+        assert cut_documents(soft, lengths, context) <= CUTS * cut_documents(concat, lengths, context)
+        assert 1 - lengths.sum() / ((soft[-1, 3] + 1) * context) <= PADDING
+        places = np.unique(soft[:, 0], return_index=True)[1]
+        assert np.mean(np.abs(np.argsort(np.argsort(places)) - np.arange(4000))) <= 1
 
 
-def cheapest(sizes: list[int], fitting: int, room: int, context: int, whole: bool) -> float:
+def cheapest(sizes: list[int], fitting: int, room: int, context: int, whole: bool, prices: Prices) -> float:
     """The price of the best end of a window, over all subsets."""
     best = np.inf
     for subset in itertools.product((False, True), repeat=len(sizes)):
@@ -63,19 +61,21 @@ def cheapest(sizes: list[int], fitting: int, room: int, context: int, whole: boo
         if left < 0:
             continue
         waits = sum(WAIT * (fitting - place) for place in range(fitting) if not subset[place])
-        price = waits + sum(EARLY * (p - fitting + 1) for p in range(fitting, len(sizes)) if subset[p])
-        best = min(best, price + (PADDED_WHOLE if whole else PADDED) * left / context)
+        price = waits + sum(prices.early * (p - fitting + 1) for p in range(fitting, len(sizes)) if subset[p])
+        best = min(best, price + prices.padded * left / context)
         for place, size in enumerate(sizes):
             if subset[place] or not 0 < left < size:
                 continue
             needless = 1 + -(-(size - left) // context) > -(-size // context)
-            moved = -WAIT * (fitting - place) if place < fitting else EARLY * (place - fitting + 1)
+            moved = -WAIT * (fitting - place) if place < fitting else prices.early * (place - fitting + 1)
             if not needless or (not whole and size * QUARTER >= context):
-                best = min(best, price + moved + CUT * needless)
+                best = min(best, price + moved + prices.cut * needless)
     return best
 
 
-def price_of(choice: tuple[int, int], sizes: list[int], fitting: int, room: int, context: int, whole: bool) -> float:
+def price_of(
+    choice: tuple[int, int], sizes: list[int], fitting: int, room: int, context: int, whole: bool, prices: Prices
+) -> float:
     """The price of a choice of ``_fill``; every document taken fits, and the one that is cut may be."""
     mask, cut = choice
     taken = [bool(mask >> place & 1) for place in range(len(sizes))]
@@ -83,14 +83,14 @@ def price_of(choice: tuple[int, int], sizes: list[int], fitting: int, room: int,
     assert left >= 0
     inside = [yes or place == cut for place, yes in enumerate(taken)]
     price = sum(WAIT * (fitting - p) for p in range(fitting) if not inside[p])
-    price += sum(EARLY * (p - fitting + 1) for p in range(fitting, len(sizes)) if inside[p])
+    price += sum(prices.early * (p - fitting + 1) for p in range(fitting, len(sizes)) if inside[p])
     if cut < 0:
-        return price + (PADDED_WHOLE if whole else PADDED) * left / context
+        return price + prices.padded * left / context
     assert not taken[cut]
     assert 0 < left < sizes[cut]
     needless = 1 + -(-(sizes[cut] - left) // context) > -(-sizes[cut] // context)
     assert not needless or (not whole and sizes[cut] * QUARTER >= context)
-    return price + CUT * needless
+    return price + prices.cut * needless
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -101,9 +101,10 @@ def test_the_end_of_a_window_is_the_cheapest_of_all(whole: bool) -> None:
         room, sizes = int(rng.integers(1, context + 1)), rng.integers(0, context * 3 // 2, rng.integers(1, 8)).tolist()
         fitting = int(np.searchsorted(np.cumsum(sizes), room, side="right"))
         scratch = np.empty(context + 1), np.empty(context + 1, dtype=np.int64)
-        found = _fill(np.array(sizes), fitting, room, context, whole, *scratch)
-        expected = cheapest(sizes, fitting, room, context, whole)
-        assert price_of(found, sizes, fitting, room, context, whole) == pytest.approx(expected)
+        prices = WHOLE if whole else SOFT[int(rng.integers(len(SOFT)))]
+        found = _fill(np.array(sizes), fitting, room, context, whole, *prices.row()[2:], *scratch)
+        expected = cheapest(sizes, fitting, room, context, whole, prices)
+        assert price_of(found, sizes, fitting, room, context, whole, prices) == pytest.approx(expected)
 
 
 def packed(folder: Path, runs: list[int]) -> Loader:
