@@ -148,27 +148,48 @@ def fasttext_scores(path: Path, root: Path, scorer: Path) -> tuple[float, dict[s
     return seconds["curate: annotate"], dict(zip(ids[0], (1 / (1 + np.exp(-odds[0]))).tolist(), strict=True))
 
 
-def recall(rows: list[dict[str, str]], kept: set[str], kind: str) -> str:
-    """Planted pairs of which one went, of those whose similarity makes them duplicates; and how many are none."""
-    texts, config = {row["id"]: row["text"] for row in rows}, CurationConfig().minhash
-    pairs = [(name, name.removeprefix(f"{kind}/")) for name in texts if name.startswith(f"{kind}/")]
-    sets = ([shingles(texts[name], config.shingle) for name in pair] for pair in pairs)
-    shared = [(np.intersect1d(one, two).size, one.size + two.size) for one, two in sets]
-    real = [
-        pair for pair, (both, sizes) in zip(pairs, shared, strict=True) if both >= config.min_jaccard * (sizes - both)
-    ]
-    found = sum(copy not in kept or source not in kept for copy, source in real)
-    return f"{found}/{len(real)}" + (f" (and {len(pairs) - len(real)} too unlike)" if len(real) < len(pairs) else "")
+def similarities(rows: list[dict[str, str]], kind: str) -> dict[tuple[str, str], float]:
+    """The Jaccard similarity of each planted copy and its source."""
+    texts, size = {row["id"]: row["text"] for row in rows}, CurationConfig().minhash.shingle
+    found = {}
+    for name in texts:
+        if name.startswith(f"{kind}/"):
+            source = name.removeprefix(f"{kind}/")
+            one, two = shingles(texts[name], size), shingles(texts[source], size)
+            both = np.intersect1d(one, two).size
+            found[name, source] = both / (one.size + two.size - both)
+    return found
+
+
+def recall(rows: list[dict[str, str]], kept: set[str], kind: str) -> tuple[int, int, int]:
+    """Planted pairs of which one went; of how many whose similarity makes them duplicates; and how many are none."""
+    pairs, least = similarities(rows, kind), CurationConfig().minhash.min_jaccard
+    real = [pair for pair, similarity in pairs.items() if similarity >= least]
+    return sum(copy not in kept or source not in kept for copy, source in real), len(real), len(pairs) - len(real)
+
+
+def recalled(kind: str, counts: list[tuple[int, int, int]]) -> str:
+    """The sums over plantings."""
+    found, real, none = np.sum(counts, axis=0).tolist()
+    return f"{kind} {found}/{real}" + (f" (and {none} too unlike)" if none else "")
+
+
+def expected(rows: list[dict[str, str]], bands: int, hashes: int) -> float:
+    """The share of near copies that share a band key, over all hash functions: 1 - (1 - s^hashes)^bands of each."""
+    likeness, least = np.array([*similarities(rows, "near").values()]), CurationConfig().minhash.min_jaccard
+    return float(np.mean(1 - (1 - likeness[likeness >= least] ** hashes) ** bands))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", help="python of an environment with datatrove")
     parser.add_argument("--documents", type=int, default=2000)
+    parser.add_argument("--plantings", type=int, default=5, help="draws of the planted copies that MinHash is shown")
     parser.add_argument("--corpus", type=Path, help="JSONL with id and text, instead of the Python documentation")
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.corpus.open()] if options.corpus else corpus(options.documents)
-    rows = plant(rows[: options.documents])
+    plain = rows[: options.documents]
+    rows = plant(plain)
     size = sum(len(row["text"]) for row in rows) / len(rows)
     print(f"{len(rows)} documents, {size:.0f} characters on average")
     with tempfile.TemporaryDirectory() as folder:
@@ -179,9 +200,19 @@ def main() -> None:
             print(f"filters, {run:<4}          {len(rows) / seconds:>8,.0f} documents per CPU second")
         for bands, hashes in ((14, 8), (18, 6)):
             seconds, kept, pairs = minhash(path, Path(folder) / f"m{bands}", bands, hashes)
-            planted = ", ".join(f"{kind} {recall(rows, kept, kind)}" for kind in ("exact", "near"))
             rate = f"{len(rows) / seconds:>8,.0f} documents per CPU second"
-            print(f"MinHash {bands} x {hashes}, whole {rate}; found: {planted}; pairs: {pairs}")
+            print(f"MinHash {bands} x {hashes}, whole {rate}; pairs: {pairs}")
+            counts = {kind: [recall(rows, kept, kind)] for kind in ("exact", "near")}
+            means = [expected(rows, bands, hashes)]
+            for seed in range(2, options.plantings + 1):
+                others, file = plant(plain, seed), Path(folder) / f"planted-{seed}.jsonl"
+                file.write_text("".join(json.dumps(row) + "\n" for row in others))
+                _, kept, _ = minhash(file, Path(folder) / f"m{bands}-{seed}", bands, hashes)
+                for kind, found in counts.items():
+                    found.append(recall(others, kept, kind))
+                means.append(expected(others, bands, hashes))
+            planted = ", ".join(recalled(kind, found) for kind, found in counts.items())
+            print(f"  {options.plantings} plantings, found: {planted}; near by arithmetic {np.mean(means):.1%}")
         model = train(rows, Path(folder))
         for run in ("cold", "warm"):
             seconds, scores = fasttext_scores(path, Path(folder) / f"fasttext-{run}", Path(folder))
@@ -195,8 +226,8 @@ def main() -> None:
     peer = json.loads(done.stdout.splitlines()[-1])
     for name, rate in peer["rates"].items():
         print(f"datatrove {name:<13} {rate:>8,.0f} documents per CPU second")
-    planted = ", ".join(f"{kind} {recall(rows, set(peer['kept']), kind)}" for kind in ("exact", "near"))
-    print(f"datatrove finds {planted}")
+    planted = ", ".join(recalled(kind, [recall(rows, set(peer["kept"]), kind)]) for kind in ("exact", "near"))
+    print(f"datatrove finds {planted} of the first planting")
     worst = max(abs(scores[name] + ROUNDING - probability) for name, probability in peer["scores"].items())
     print(f"fastText: largest difference {worst:.1e} of probability")
     different = [name for name, found in ours.items() if bool(found) != bool(peer["decisions"][name])]
