@@ -6,8 +6,9 @@ sketches of the hashed 5-grams (Broder 1997): exact for documents of up to 256 d
 error of at most 0.03. Longer documents are kept first; a document goes if it is a near duplicate of one that is kept,
 so no document goes because of a chain of others.
 
-Of many copies each knows some: of a million each its k nearest. So what verified pairs connect is looked at together:
-the longest document of each component is compared with all others, then the longest of those that are left, and so on.
+Of many copies each knows some: of a million each its k nearest. So documents whose sketches begin alike are proposed
+as well, and what verified pairs connect is looked at together: the longest document of each component is compared with
+all others, then the longest of those that are left, and so on.
 """
 
 import re
@@ -33,6 +34,7 @@ from data.stages import RunUnits, Stage, Unit, record_files, unit
 PROPOSE = 0.9  # cosine of two neighbours that are looked at
 SHINGLE = 5  # words
 SKETCH = 256  # smallest hashes that are kept
+BEGINNINGS = 4  # of these, by each of which documents are proposed: a pair of Jaccard similarity s shares each with s
 ROUNDS = 32  # documents of a component that all others are compared with, at most; then proposed pairs decide
 Hashes = npt.NDArray[np.uint64]
 WORD = re.compile(r"\w+")
@@ -105,12 +107,20 @@ def decide_unit(work: Unit) -> Unit:
         sketches = np.memmap(file, np.uint64, "w+", shape=(len(table), SKETCH))
         for (name, _), first, last in zip(names, ends[:-1], ends[1:], strict=True):
             sketches[first:last] = np.load(folder / name)
+        pairs = distinct_pairs([pairs, *(_begin_alike(sketches[:, place]) for place in range(BEGINNINGS))])
         verified = pairs[jaccard(sketches, pairs) >= work["threshold"]]
         gone = redundant_in_components(sketches, verified, table[:, 1], work["threshold"])
     dropped = np.zeros(work["documents"], dtype=bool)
     dropped[table[gone, 0]] = True
     write_array(folder / "duplicates.npy", dropped)
     return {"verified": len(verified), "files": record_files(folder, ["duplicates.npy"])}
+
+
+def _begin_alike(hashes: Hashes) -> npt.NDArray[np.int64]:
+    """Each row with the next one of the same hash."""
+    order = np.argsort(hashes, kind="stable")
+    same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    return np.stack([order[same], order[same + 1]], axis=1)
 
 
 def sketch_names(index: int) -> tuple[str, str]:

@@ -76,6 +76,17 @@ def test_the_same_page_thousands_of_times_costs_comparisons_that_grow_with_their
     assert manifest.figures["near_pairs"]["proposed"] <= 2 * config.curation.minhash.bands * 501
 
 
+def test_the_order_keeps_one_of_a_thousand_near_copies_that_know_a_few_each(tmp_path: Path) -> None:
+    page = text("one page", 1, 30)
+    rows = [{"id": f"d{i}", "text": page if i % 2 else f"{page}\nVisitor {i}."} for i in range(1000)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config(tmp_path, tmp_path / "c.jsonl", shard_documents=400)
+    config.curation.deduplicate = False
+    curate(config, serial_units)
+    figures = order(config, serial_units).figures
+    assert (figures["documents"], figures["near_duplicates"]) == (1, 999)
+
+
 def test_documents_without_text_are_counted_and_the_rest_goes_through_every_stage(tmp_path: Path) -> None:
     rows: list[dict[str, str | None]] = [{"id": f"d{i}", "text": text(TOPICS[i % 5], i)} for i in range(10)]
     rows[3:3] = [{"id": "none", "text": ""}, {"id": "space", "text": "  \n\t"}, {"id": "mark", "text": "\u200b"}]
