@@ -27,7 +27,7 @@ SHARED = 1.5  # a pattern that takes this much longer than a plain shift shares 
 PROBE_BYTES = 1 << 18
 PROBE_SECONDS = 0.2  # a transfer should take about this long to be measured well
 MAX_BYTES = 1 << 26
-REPEATS = 3
+REPEATS, SHORT_REPEATS = 3, 15
 # Products of a square matrix beside messages: its size, how long in all, beside how many exchanges of next to nothing.
 BUSY_SIZE, BUSY_SECONDS, TURNS = 256, 0.1, 32
 TIMEOUT_SEC = 60.0
@@ -47,9 +47,12 @@ def _nothing() -> None:
 def _timed(
     run: Callable[[], None], group: dist.ProcessGroup, device: torch.device, after: Callable[[], None] = _nothing
 ) -> float:
-    """Median seconds of a few runs that all ranks begin together, by the slowest rank; ``after`` is not timed."""
+    """Median seconds of runs that all ranks begin together, by the slowest rank; ``after`` is not timed.
+
+    A few runs, and more of short ones, which one rank that waits for a core decides.
+    """
     seconds: list[float] = []
-    for _ in range(REPEATS):
+    while len(seconds) < REPEATS or (len(seconds) < SHORT_REPEATS and sum(seconds) < PROBE_SECONDS):
         dist.barrier(group)
         start = time.perf_counter()
         run()
