@@ -19,7 +19,6 @@ from torch import Tensor
 from data.files import read_json
 from data.preselect.ladder import model_files
 from data.tokenize import SETTINGS, load_tokenizer
-from fused.products import product
 from inference.gguf_files import find_gguf, read_with_transformers
 from inference.loss_rows import OnePassRotation, one_pass_norms, sum_exponentials
 from inference.windows import Window
@@ -116,7 +115,7 @@ class DecoderModel:
         logits = hidden_NE.new_empty(max(1, CHUNK_LOGITS // weight_VE.shape[0]), weight_VE.shape[0])
         parts = zip(hidden_NE.split(len(logits)), targets.split(len(logits)), strict=True)
         found = [
-            _token_bits(product(part, weight_VE.T, buffer=logits[: len(part)]), labels, most) for part, labels in parts
+            _token_bits(torch.mm(part, weight_VE.T, out=logits[: len(part)]), labels, most) for part, labels in parts
         ]
         return _split(found, windows)
 
