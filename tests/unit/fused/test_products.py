@@ -1,8 +1,13 @@
 """Products by either library against fp64: values and gradients, odd shapes, views, no rows."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from fused import products
 from fused.products import add_product_, linear, product
@@ -70,3 +75,19 @@ def test_other_types_are_left_to_torch() -> None:
 def test_runs_repeat_bit_by_bit() -> None:
     x, weight = torch.randn(65, 130), torch.randn(77, 130)
     assert linear(x, weight).equal(linear(x.clone(), weight.clone()))
+
+
+@pytest.mark.parametrize(
+    "inside", [lambda: torch.device("meta"), FakeTensorMode, lambda: FlopCounterMode(display=False), torch.no_grad]
+)
+def test_the_choice_of_a_library_does_not_depend_on_who_asks_first(
+    inside: Callable[[], AbstractContextManager[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    expected = products.onednn_is_faster.__wrapped__()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with inside():
+            assert products.onednn_is_faster.__wrapped__() == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
